@@ -1,0 +1,313 @@
+"""Settings as frozen values: what decides a clip's bytes, checked where they enter.
+
+Per clip: a manifest column ends up in :class:`ClipRequest`. Per run: a :class:`Profile`. Nothing
+here imports torch, so the driver and the manifest reader stay light.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from musev.errors import ConfigError
+
+Layout = Literal["musev", "upstream", "upstream_uniform", "rotating"]
+Blend = Literal["flat", "linear", "pyramid", "gaussian"]
+GuidanceSchedule = Literal["constant", "linear", "two_stage", "three_stage", "fix_two_stage"]
+SolverName = Literal["euler", "euler_ancestral", "ddim", "ddpm", "lcm", "dpmpp"]
+NoiseKind = Literal["counter", "upstream_random", "upstream_video_fusion"]
+PredictionType = Literal["epsilon", "sample", "v_prediction"]
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+def _check(ok: bool, message: str) -> None:
+    if not ok:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowConfig:
+    """How a clip's frames are grouped into windows that are denoised together.
+
+    Layouts: ``musev`` (every window full length, the last one slides back), ``upstream`` (the
+    original's ``uniform_v2``: the tail may be short), ``upstream_uniform`` (the original's
+    ``uniform``: closed loop, dilated), ``rotating`` (tiles without overlap whose borders move every
+    step; the last ``settle_steps`` steps use the ``musev`` layout).
+    """
+
+    num_frames: int = 12
+    overlap: int = 4
+    layout: Layout = "musev"
+    blend: Blend = "flat"
+    stride: int = 1
+    settle_steps: int = 2
+
+    def __post_init__(self) -> None:
+        _check(self.num_frames >= 1, f"window must be at least 1 frame, got {self.num_frames}")
+        _check(
+            0 <= self.overlap < self.num_frames,
+            f"overlap must be in [0, {self.num_frames}) for a window of {self.num_frames} frames, "
+            f"got {self.overlap}",
+        )
+        _check(self.stride >= 1, f"stride must be at least 1, got {self.stride}")
+        _check(self.settle_steps >= 0, f"settle_steps must not be negative: {self.settle_steps}")
+        _check_literals(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidanceConfig:
+    """Guidance scale over the steps; at or below 1 at the start, guidance is off."""
+
+    scale: float = 3.5
+    scale_end: float | None = None
+    schedule: GuidanceSchedule = "linear"
+
+    def __post_init__(self) -> None:
+        for name in ("scale", "scale_end"):
+            value = getattr(self, name)
+            _check(value is None or value >= 0, f"guidance {name} must not be negative: {value}")
+        _check_literals(self)
+
+    @property
+    def active(self) -> bool:
+        """Whether unconditional estimates are needed; decided by the start scale, as upstream."""
+        return self.scale > 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """The diffusion a network was trained on; part of its weights, not of a request.
+
+    Defaults are Stable Diffusion 1.5's (``scheduler/scheduler_config.json`` of the base model).
+    """
+
+    num_train_timesteps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    beta_schedule: Literal["linear", "scaled_linear"] = "scaled_linear"
+    prediction_type: PredictionType = "epsilon"
+    timestep_spacing: Literal["leading", "trailing", "linspace"] = "leading"
+    steps_offset: int = 1
+    rescale_betas_zero_snr: bool = False
+    set_alpha_to_one: bool = False
+    clip_sample: bool = False
+
+    def __post_init__(self) -> None:
+        _check(self.num_train_timesteps >= 1, "num_train_timesteps must be at least 1")
+        _check(0 < self.beta_start <= self.beta_end < 1, "betas must satisfy 0 < start <= end < 1")
+        _check_literals(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How one clip is sampled."""
+
+    solver: SolverName = "euler"
+    num_steps: int = 10
+    eta: float = 0.0
+    """DDIM only: 0 deterministic, 1 as noisy as DDPM."""
+    windows: WindowConfig = field(default_factory=WindowConfig)
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    noise: NoiseKind = "counter"
+    w_ind_noise: float = 0.5
+    """Share of a frame's noise that is its own; the rest is common to the clip (variance)."""
+    img_weight: float = 1e-3
+    """Share of the conditioning frame mixed into the initial noise (variance)."""
+    motion_speed: float = 8.0
+    """Upstream's ``sample_frame_rate``: frame positions are multiplied by it."""
+    ip_adapter_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check(1 <= self.num_steps <= 1000, f"steps must be in 1..1000, got {self.num_steps}")
+        for name in ("w_ind_noise", "img_weight", "eta"):
+            value = getattr(self, name)
+            _check(0 <= value <= 1, f"{name} must be in [0, 1], got {value}")
+        _check(self.motion_speed > 0, f"motion_speed must be positive, got {self.motion_speed}")
+        _check_literals(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """H.264 settings; one setting for all segments of all clips of a run, so bytes repeat."""
+
+    crf: int = 18
+    preset: str = "medium"
+    num_threads: int = 1
+    segment_frames: int = 48
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.crf <= 51, f"crf must be in 0..51, got {self.crf}")
+        _check(self.num_threads >= 1, f"num_threads must be at least 1, got {self.num_threads}")
+        _check(
+            self.segment_frames >= 1,
+            f"segment_frames must be at least 1, got {self.segment_frames}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsConfig:
+    """Where the weights lie: our own bundle folder, or the published folders, or a seed.
+
+    ``bundle`` is a folder written by ``save_bundle``. The published layout needs ``t2i`` (a
+    diffusers folder), ``motion`` (the folder that holds ``unet/``) and ``motion_name``; the others
+    are optional. ``random_seed`` builds small untrained networks (for tests and the demo only).
+    """
+
+    bundle: str | None = None
+    random_seed: int | None = None
+    t2i: str | None = None
+    motion: str | None = None
+    motion_name: Literal["musev", "musev_referencenet", "musev_referencenet_pose"] = (
+        "musev_referencenet"
+    )
+    referencenet: str | None = None
+    image_prompt: str | None = None
+    image_encoder: str | None = None
+    vae: str | None = None
+    layer_norm_eps: float = 0.0
+    """Epsilon of norm1 and norm3 in the UNet's and ReferenceNet's transformer blocks. 0 is what the
+    original computes (an accident of argument order); 1e-5 is what its weights were most likely
+    trained with."""
+
+    def __post_init__(self) -> None:
+        _check_literals(self)
+        sources = [
+            name
+            for name, given in (
+                ("bundle", self.bundle is not None),
+                ("random_seed", self.random_seed is not None),
+                ("t2i/motion", self.t2i is not None or self.motion is not None),
+            )
+            if given
+        ]
+        _check(
+            len(sources) == 1,
+            "weights must come from exactly one of: bundle, random_seed, t2i with motion; "
+            f"got {', '.join(sources) or 'none'}. Give one, for example "
+            "--set weights.bundle=FOLDER.",
+        )
+        _check(
+            (self.t2i is None) == (self.motion is None),
+            "the published layout needs both weights.t2i and weights.motion",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """A named config for a run: the values a row takes where it says nothing itself."""
+
+    name: str
+    weights: WeightsConfig
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    precision: Precision = "float32"
+    width: int = 512
+    height: int = 512
+    num_frames: int = 13
+    fps: float = 4.0
+    negative_prompt: str = ""
+    size_multiple: int = 64
+    """Width and height must be multiples of this many pixels."""
+
+    def __post_init__(self) -> None:
+        _check_literals(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipRequest:
+    """One manifest row, resolved: everything about a clip that the caller decides.
+
+    ``num_frames`` counts the frames of the finished video. With a ``condition_image`` that image is
+    frame 0 and the other ``num_frames - 1`` frames are generated. Media are absolute fsspec URIs.
+    """
+
+    request_id: str
+    prompt: str = ""
+    negative_prompt: str = ""
+    condition_image: str | None = None
+    reference_image: str | None = None
+    ip_adapter_image: str | None = None
+    num_frames: int
+    fps: float
+    width: int
+    height: int
+    seed: int
+    profile: str
+    sampling: SamplingConfig
+
+    @property
+    def media(self) -> dict[str, str]:
+        """Column name to URI of the media this clip reads."""
+        names = ("condition_image", "reference_image", "ip_adapter_image")
+        return {name: uri for name in names if (uri := getattr(self, name)) is not None}
+
+
+ConfigT = TypeVar("ConfigT")
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """Turn a config into nested plain values (for JSON and hashing)."""
+    return dataclasses.asdict(config)
+
+
+def replace_setting(config: ConfigT, key: str, value: Any) -> ConfigT:
+    """Return ``config`` with the setting at a dotted ``key`` replaced.
+
+    Args:
+        config: Any frozen config of this module.
+        key: Dotted path, for example ``sampling.windows.overlap``.
+        value: New value; text is converted to the field's type (``none`` means None).
+
+    Returns:
+        A new config; its checks have run again.
+
+    Raises:
+        ConfigError: If no such setting exists or the value does not fit.
+    """
+    head, _, rest = key.partition(".")
+    names = [item.name for item in dataclasses.fields(config)]
+    if head not in names:
+        raise ConfigError(
+            f"no setting {head!r} in {type(config).__name__}; settings: {', '.join(names)}"
+        )
+    current = getattr(config, head)
+    if rest:
+        if not dataclasses.is_dataclass(current):
+            raise ConfigError(f"setting {head!r} has no parts, so {key!r} does not exist")
+        return dataclasses.replace(config, **{head: replace_setting(current, rest, value)})
+    if dataclasses.is_dataclass(current):
+        raise ConfigError(f"{key!r} is a group of settings; name one of its parts")
+    kind = get_type_hints(type(config))[head]
+    return dataclasses.replace(config, **{head: _convert(value, kind, key)})
+
+
+def _convert(value: Any, kind: Any, key: str) -> Any:
+    if not isinstance(value, str):
+        return value
+    options = [item for item in get_args(kind) if item is not type(None)]
+    if get_origin(kind) is Literal:
+        return value
+    optional = len(options) < len(get_args(kind))
+    if optional and value.lower() in ("none", "null"):
+        return None
+    target = options[0] if optional else kind
+    if get_origin(target) is Literal or target is str:
+        return value
+    if target is bool:
+        if value.lower() not in ("true", "false"):
+            raise ConfigError(f"{key} must be true or false, got {value!r}")
+        return value.lower() == "true"
+    try:
+        return target(value)
+    except ValueError:
+        raise ConfigError(f"{key} must be {target.__name__}, got {value!r}") from None
+
+
+def _check_literals(config: Any) -> None:
+    for name, kind in get_type_hints(type(config)).items():
+        if get_origin(kind) is Literal and getattr(config, name) not in get_args(kind):
+            raise ConfigError(
+                f"{name} must be one of {', '.join(map(str, get_args(kind)))}; "
+                f"got {getattr(config, name)!r}"
+            )

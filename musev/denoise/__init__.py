@@ -1,0 +1,1 @@
+"""Denoising arithmetic: schedules, solvers, noise, guidance, windows. Knows no network by name."""

@@ -1,0 +1,1 @@
+"""Networks: plain torch, one device, published parameter names."""

@@ -1,0 +1,76 @@
+"""Profile name to config: the only table of names."""
+
+from __future__ import annotations
+
+import difflib
+
+from musev.config import (
+    GuidanceConfig,
+    Profile,
+    SamplingConfig,
+    WeightsConfig,
+    WindowConfig,
+)
+from musev.errors import ConfigError
+
+# Folders the original's README tells its users to create; override with --set weights.t2i=...
+_PUBLISHED = WeightsConfig(
+    t2i="checkpoints/t2i/sd1.5/majicmixRealv6Fp16",
+    motion="checkpoints/motion/musev_referencenet",
+    motion_name="musev_referencenet",
+    referencenet="checkpoints/motion/musev_referencenet",
+    image_prompt="checkpoints/motion/musev_referencenet/ip_adapter_image_proj.bin",
+    image_encoder="checkpoints/IP-Adapter/models/image_encoder",
+    vae="checkpoints/vae/sd-vae-ft-mse",
+)
+
+PROFILES: dict[str, Profile] = {
+    profile.name: profile
+    for profile in (
+        # The original's defaults (scripts/inference/text2video.py), its windows and its noise.
+        Profile(
+            name="upstream",
+            weights=_PUBLISHED,
+            precision="float16",
+            sampling=SamplingConfig(
+                noise="upstream_video_fusion",
+                windows=WindowConfig(layout="upstream"),
+            ),
+        ),
+        # Ours: counter-based noise, full windows, everything else as upstream.
+        Profile(name="musev", weights=_PUBLISHED, precision="float16"),
+        # Small untrained networks: shows that the whole system runs, not what it can draw.
+        Profile(
+            name="mini",
+            weights=WeightsConfig(random_seed=0),
+            width=128,
+            height=128,
+            num_frames=13,
+            fps=8.0,
+            size_multiple=16,
+            sampling=SamplingConfig(
+                num_steps=6,
+                guidance=GuidanceConfig(scale=2.0),
+            ),
+        ),
+    )
+}
+
+
+def get_profile(name: str) -> Profile:
+    """Look a profile up by name.
+
+    Args:
+        name: Key of :data:`PROFILES`.
+
+    Returns:
+        The profile.
+
+    Raises:
+        ConfigError: If there is none; the message lists all and the nearest.
+    """
+    if name in PROFILES:
+        return PROFILES[name]
+    near = difflib.get_close_matches(name, PROFILES, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ConfigError(f"no profile {name!r}; profiles: {', '.join(PROFILES)}.{hint}")

@@ -1,0 +1,1 @@
+"""Ray Data graphs over the model library: rows in, committed videos out."""

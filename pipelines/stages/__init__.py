@@ -1,0 +1,1 @@
+"""One Ray Data operator a module; a stage never imports another stage."""
