@@ -117,6 +117,8 @@ class SamplingConfig:
     motion_speed: float = 8.0
     """Upstream's ``sample_frame_rate``: frame positions are multiplied by it."""
     ip_adapter_scale: float = 1.0
+    image_fit: Literal["centre", "upstream"] = "centre"
+    """How a picture is cropped to the clip's shape; ``upstream`` loses the last row and column."""
 
     def __post_init__(self) -> None:
         _check(1 <= self.num_steps <= 1000, f"steps must be in 1..1000, got {self.num_steps}")

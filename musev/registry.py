@@ -34,6 +34,7 @@ PROFILES: dict[str, Profile] = {
             precision="float16",
             sampling=SamplingConfig(
                 noise="upstream_video_fusion",
+                image_fit="upstream",
                 windows=WindowConfig(layout="upstream"),
             ),
         ),

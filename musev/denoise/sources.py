@@ -1,0 +1,111 @@
+"""What one clip draws from its seed: the initial noise and the solver's noise during the steps.
+
+Axes here: B clip, C channel, T frame, H W latent rows and columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from musev.config import SamplingConfig
+from musev.denoise.noise import UpstreamNoise, counter_noise
+from musev.denoise.solvers import Solver
+
+INITIAL_STREAM = 0
+STEP_STREAM = 1
+
+
+class NoiseSource(Protocol):
+    """The draws of one clip, in the order the clip needs them."""
+
+    def initial(self, shape_BCTHW: Sequence[int]) -> Tensor:
+        """Draw the noise a clip starts from; float32, unit variance."""
+        ...
+
+    def during(self, solver: Solver, step: int, shape_BCTHW: Sequence[int]) -> Tensor | None:
+        """Draw what the solver needs to leave ``step``; None when it needs nothing."""
+        ...
+
+
+class CounterSource:
+    """Noise as a function of (seed, frame, step) only; see :func:`counter_noise`.
+
+    The order of calls does not matter, nor does the clip's length: frame 7 of a long clip has the
+    noise of frame 7 of a short one. The clips of a batch get neighbouring streams.
+    """
+
+    def __init__(self, seed: int, *, w_ind_noise: float, first_frame: int = 0) -> None:
+        self._seed = seed
+        self._w_ind_noise = w_ind_noise
+        self._first_frame = first_frame
+
+    def initial(self, shape_BCTHW: Sequence[int]) -> Tensor:
+        """Draw the noise a clip starts from; float32, unit variance."""
+        return self._draw(INITIAL_STREAM, 0, shape_BCTHW)
+
+    def during(self, solver: Solver, step: int, shape_BCTHW: Sequence[int]) -> Tensor | None:
+        """Draw the noise of one step where the solver's formula has a noise term."""
+        if not solver.needs_noise(step):
+            return None
+        return self._draw(STEP_STREAM, step, shape_BCTHW)
+
+    def _draw(self, stream: int, step: int, shape_BCTHW: Sequence[int]) -> Tensor:
+        num_clips, channels, num_frames, height, width = shape_BCTHW
+        frames = range(self._first_frame, self._first_frame + num_frames)
+        return torch.stack(
+            [
+                counter_noise(
+                    seed=self._seed,
+                    stream=2 * clip + stream,
+                    frames=frames,
+                    step=step,
+                    shape_CHW=(channels, height, width),
+                    w_ind_noise=self._w_ind_noise,
+                )
+                for clip in range(num_clips)
+            ]
+        )
+
+
+class UpstreamSource:
+    """The original's draws, in its order, from torch's CPU generator: for parity only.
+
+    Every step that the original draws for consumes a draw, whether it is used or not (its Euler
+    solver discards one a step), because later draws depend on it.
+    """
+
+    def __init__(self, noise: UpstreamNoise) -> None:
+        self._noise = noise
+
+    def initial(self, shape_BCTHW: Sequence[int]) -> Tensor:
+        """Draw the next initial noise from the generator."""
+        return self._noise.draw(tuple(shape_BCTHW))
+
+    def during(self, solver: Solver, step: int, shape_BCTHW: Sequence[int]) -> Tensor | None:
+        """Draw where the original draws; hand the draw on only where it is used."""
+        if not solver.upstream_draws(step):
+            return None
+        drawn = self._noise.draw(tuple(shape_BCTHW))
+        return drawn if solver.needs_noise(step) else None
+
+
+def make_noise_source(sampling: SamplingConfig, seed: int, *, first_frame: int = 0) -> NoiseSource:
+    """Build the noise source that a clip's sampling asks for.
+
+    Args:
+        sampling: Its ``noise`` and ``w_ind_noise``.
+        seed: The clip's seed.
+        first_frame: Frame number in the video of the first frame that is denoised.
+
+    Returns:
+        A source; the upstream kinds keep a generator's state and must be used in order.
+    """
+    if sampling.noise == "counter":
+        return CounterSource(seed, w_ind_noise=sampling.w_ind_noise, first_frame=first_frame)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    kind = sampling.noise.removeprefix("upstream_")
+    return UpstreamSource(UpstreamNoise(generator, kind, sampling.w_ind_noise))

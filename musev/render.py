@@ -1,0 +1,387 @@
+"""Render one clip in one process: the place where networks and denoising meet.
+
+Axes here: B clip, C channel, T frame, F frame within a window, H W latent rows and columns, Y X
+pixel rows and columns, L token, D embedding.
+
+Read :func:`render_clip` first; the rest are its verbs, in order. The cluster calls the same verbs.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from musev.config import ClipRequest, EncoderConfig, SamplingConfig
+from musev.denoise.loop import denoise_clip
+from musev.denoise.solvers import Solver, make_solver
+from musev.denoise.sources import NoiseSource, make_noise_source
+from musev.denoise.windows import Window
+from musev.errors import RequestError
+from musev.media import VideoInfo, fit_image, join_segments, probe_video, write_segment
+from musev.models.attachments import (
+    ConditionFrames,
+    FramePositions,
+    ImagePrompt,
+    ReferenceFeatures,
+)
+from musev.models.bundle import ModelBundle
+from musev.models.image_prompt import encode_image_prompt
+from musev.models.text import encode_prompts
+from musev.models.unet import UNet3DConditionModel, UNetConditioning
+from musev.models.vae import decode_latents, encode_frames
+
+LATENT_CHANNELS = 4
+OnProgress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipMedia:
+    """The pictures of one request as read: uint8 RGB ``YXC`` of any size, or None.
+
+    Several pictures of one kind may be given as ``TYXC`` of equal size.
+    """
+
+    condition_image: np.ndarray | None = None
+    reference_image: np.ndarray | None = None
+    ip_adapter_image: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class ClipConditions:
+    """Everything one clip is conditioned on, computed once; picklable, moves with ``network.to``."""
+
+    network: UNetConditioning
+    frames_BCTHW: Tensor | None
+    """Clean latents of the conditioning frames, float32; None without a condition image."""
+    guided: bool
+    """Whether ``network`` holds [unconditional, conditional] along B."""
+
+
+def render_clip(
+    bundle: ModelBundle,
+    request: ClipRequest,
+    media: ClipMedia,
+    *,
+    encoder: EncoderConfig,
+    target: Path,
+    on_progress: OnProgress | None = None,
+) -> VideoInfo:
+    """Render one request to an mp4 file.
+
+    Pixels in memory do not grow with the clip's length: frames are decoded and encoded a segment at
+    a time. Latents do (32 KB a frame at 512x512).
+
+    Args:
+        bundle: The loaded networks.
+        request: What to render.
+        media: Its pictures, already read.
+        encoder: H.264 settings.
+        target: The mp4 file to write; segment files lie beside it for a while.
+        on_progress: Called with (stage, done, total); stages ``denoise`` and ``decode``.
+
+    Returns:
+        What the finished file measures.
+
+    Raises:
+        RequestError: If the request asks for something these networks cannot do.
+        MediaError: If the video cannot be encoded.
+    """
+    with torch.inference_mode():
+        conditions = encode_conditions(bundle, request, media)
+        latents_BCTHW = denoise_request(bundle, request, conditions, on_progress=on_progress)
+        segments = decode_segments(bundle, latents_BCTHW, encoder.segment_frames)
+        return write_video(
+            segments,
+            target,
+            num_frames=request.num_frames,
+            fps=request.fps,
+            encoder=encoder,
+            on_progress=on_progress,
+        )
+
+
+def encode_conditions(
+    bundle: ModelBundle, request: ClipRequest, media: ClipMedia
+) -> ClipConditions:
+    """Compute everything the clip is conditioned on, once.
+
+    A reference or image-prompt picture that is not given falls back to the condition image, as in
+    the original, where the bundle has the network for it.
+
+    Args:
+        bundle: The loaded networks.
+        request: Prompts, sizes and guidance.
+        media: Its pictures.
+
+    Returns:
+        Keys and values of every layer, and the conditioning frames' latents.
+
+    Raises:
+        RequestError: If a picture is given that the bundle has no network for.
+    """
+    _refuse_unusable_media(bundle, request)
+    guided = request.sampling.guidance.active
+    text_BLD = encode_prompts(
+        bundle.tokenizer,
+        bundle.text_encoder,
+        [request.prompt],
+        [request.negative_prompt] if guided else None,
+    )
+    fitted = {
+        name: _fit(getattr(media, name), request)
+        for name in ("condition_image", "reference_image", "ip_adapter_image")
+    }
+    condition_TYXC = fitted["condition_image"]
+    reference_TYXC = _first_given(fitted["reference_image"], condition_TYXC)
+    image_prompt_TYXC = _first_given(fitted["ip_adapter_image"], condition_TYXC)
+
+    attachments: list[ImagePrompt | ReferenceFeatures] = []
+    tokens_BLD = None
+    if bundle.image_projection is not None and image_prompt_TYXC is not None:
+        tokens_BLD = encode_image_prompt(
+            bundle.image_encoder,
+            bundle.image_projection,
+            image_prompt_TYXC,
+            with_unconditional=guided,
+        )
+        attachments.append(ImagePrompt(tokens_BLD, scale=request.sampling.ip_adapter_scale))
+    if bundle.referencenet is not None and reference_TYXC is not None:
+        told_BLD = text_BLD if tokens_BLD is None else tokens_BLD
+        attachments.append(encode_reference(bundle, reference_TYXC, told_BLD))
+    frames_BCTHW = None
+    if condition_TYXC is not None:
+        frames_BCTHW = encode_frames(bundle.vae, condition_TYXC).float()
+    network = bundle.unet.prepare(text_BLD.to(bundle.dtype), tuple(attachments))
+    return ClipConditions(network, frames_BCTHW, guided)
+
+
+def encode_reference(
+    bundle: ModelBundle, reference_TYXC: np.ndarray, told_BLD: Tensor
+) -> ReferenceFeatures:
+    """Run the ReferenceNet once, on clean latents at timestep 0.
+
+    Args:
+        bundle: Holds the ReferenceNet and the VAE.
+        reference_TYXC: Reference pictures at the clip's size.
+        told_BLD: Image-prompt tokens if there are any, else the text; both guidance halves.
+
+    Returns:
+        Features of every layer; both halves see the same latents, as in the original.
+    """
+    latents_BCTHW = encode_frames(bundle.vae, reference_TYXC).to(bundle.dtype)
+    latents_BCTHW = latents_BCTHW.expand(told_BLD.shape[0], -1, -1, -1, -1)
+    return bundle.referencenet(latents_BCTHW, told_BLD.to(bundle.dtype), timestep=0)
+
+
+def denoise_request(
+    bundle: ModelBundle,
+    request: ClipRequest,
+    conditions: ClipConditions,
+    *,
+    on_progress: OnProgress | None = None,
+) -> Tensor:
+    """Denoise the clip from its seed.
+
+    Args:
+        bundle: The loaded networks.
+        request: Sizes, seed and sampling.
+        conditions: From :func:`encode_conditions`.
+        on_progress: Called with (``"denoise"``, steps done, steps).
+
+    Returns:
+        ``latents_BCTHW``: float32 on the bundle's device, conditioning frames in front.
+
+    Raises:
+        RequestError: If no frame is left to generate.
+    """
+    sampling = request.sampling
+    num_given = 0 if conditions.frames_BCTHW is None else conditions.frames_BCTHW.shape[2]
+    if request.num_frames <= num_given:
+        raise RequestError(
+            f"request {request.request_id!r}: num_frames is {request.num_frames}, but the condition "
+            f"image is frame 0 already. Ask for {num_given + 1} frames or more."
+        )
+    scale = bundle.vae_scale_factor
+    shape_BCTHW = (
+        1,
+        LATENT_CHANNELS,
+        request.num_frames - num_given,
+        request.height // scale,
+        request.width // scale,
+    )
+    solver = make_solver(sampling, bundle.schedule)
+    source = make_noise_source(sampling, request.seed, first_frame=num_given)
+    generated_BCTHW = denoise_clip(
+        WindowDenoiser(bundle.unet, conditions, motion_speed=sampling.motion_speed),
+        start_latents(source, shape_BCTHW, conditions.frames_BCTHW, solver, sampling),
+        solver=solver,
+        sampling=sampling,
+        noise=source,
+        on_step=_report_steps(on_progress, solver.num_steps),
+    )
+    if conditions.frames_BCTHW is None:
+        return generated_BCTHW
+    return torch.cat([conditions.frames_BCTHW, generated_BCTHW], dim=2)
+
+
+def start_latents(
+    source: NoiseSource,
+    shape_BCTHW: tuple[int, ...],
+    frames_BCTHW: Tensor | None,
+    solver: Solver,
+    sampling: SamplingConfig,
+) -> Tensor:
+    """Draw the noise a clip starts from, leaning a little towards the conditioning frames.
+
+    Args:
+        source: Draws the noise.
+        shape_BCTHW: Of the frames to generate.
+        frames_BCTHW: Latents of the conditioning frames, or None.
+        solver: Gives the initial scale.
+        sampling: Gives ``img_weight``.
+
+    Returns:
+        ``latents_BCTHW``: float32, on the device of ``frames_BCTHW`` if given, else the CPU.
+
+    Source:
+        Upstream's ``need_img_based_video_noise``: sqrt(w) mean + sqrt(1 - w) noise (ALGORITHM.md 7.5).
+    """
+    noise_BCTHW = source.initial(shape_BCTHW)
+    if frames_BCTHW is not None:
+        noise_BCTHW = noise_BCTHW.to(frames_BCTHW.device)
+        weight = sampling.img_weight
+        mean_BC1HW = frames_BCTHW.mean(dim=2, keepdim=True)
+        noise_BCTHW = weight**0.5 * mean_BC1HW + (1 - weight) ** 0.5 * noise_BCTHW
+    return noise_BCTHW * solver.initial_scale
+
+
+class WindowDenoiser:
+    """The video U-Net as a :class:`Denoiser`: puts the conditioning frames in front of each window.
+
+    They are clean and are not scaled by the solver (ALGORITHM.md 8.2); their estimates are dropped.
+    """
+
+    def __init__(
+        self, unet: UNet3DConditionModel, conditions: ClipConditions, *, motion_speed: float
+    ) -> None:
+        self._unet = unet
+        self._conditions = conditions
+        frames_BCTHW = conditions.frames_BCTHW
+        self._num_given = 0 if frames_BCTHW is None else frames_BCTHW.shape[2]
+        self._attachments: tuple[FramePositions | ConditionFrames, ...] = (
+            FramePositions(motion_speed=motion_speed),
+        )
+        if self._num_given:
+            self._attachments += (ConditionFrames(tuple(range(self._num_given))),)
+
+    def __call__(self, noisy_BCFHW: Tensor, timestep: float, window: Window) -> Tensor:
+        """Estimate one window; with guidance [unconditional, conditional] along B, float32."""
+        joint_BCFHW = noisy_BCFHW.to(self._unet.device)
+        if self._conditions.frames_BCTHW is not None:
+            joint_BCFHW = torch.cat([self._conditions.frames_BCTHW, joint_BCFHW], dim=2)
+        if self._conditions.guided:
+            joint_BCFHW = torch.cat([joint_BCFHW, joint_BCFHW])
+        estimate_BCFHW = self._unet(
+            joint_BCFHW.to(self._unet.dtype),
+            timestep,
+            self._conditions.network,
+            attachments=self._attachments,
+        )
+        return estimate_BCFHW[:, :, self._num_given :].float()
+
+
+def decode_segments(
+    bundle: ModelBundle, latents_BCTHW: Tensor, segment_frames: int
+) -> Iterator[np.ndarray]:
+    """Decode a clip segment by segment, so that pixels never pile up.
+
+    Args:
+        bundle: Holds the VAE.
+        latents_BCTHW: One clip (B is 1).
+        segment_frames: Frames decoded at a time.
+
+    Yields:
+        ``frames_TYXC``: uint8 RGB of one segment.
+    """
+    for first in range(0, latents_BCTHW.shape[2], segment_frames):
+        segment_BCTHW = latents_BCTHW[:, :, first : first + segment_frames]
+        yield np.asarray(decode_latents(bundle.vae, segment_BCTHW)[0])
+
+
+def write_video(
+    segments: Iterator[np.ndarray],
+    target: Path,
+    *,
+    num_frames: int,
+    fps: float,
+    encoder: EncoderConfig,
+    on_progress: OnProgress | None = None,
+) -> VideoInfo:
+    """Encode segments as they come and join them into one file by packet copy.
+
+    Args:
+        segments: Frames ``TYXC`` uint8, in order.
+        target: The mp4 file to write.
+        num_frames: Total, for progress only.
+        fps: Frames per second.
+        encoder: H.264 settings.
+        on_progress: Called with (``"decode"``, frames done, frames).
+
+    Returns:
+        What the finished file measures.
+    """
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.stem}.") as folder:
+        paths: list[Path] = []
+        done = 0
+        for frames_TYXC in segments:
+            path = Path(folder) / f"{len(paths):06d}.mp4"
+            write_segment(path, frames_TYXC, fps, encoder)
+            paths.append(path)
+            done += len(frames_TYXC)
+            if on_progress is not None:
+                on_progress("decode", done, num_frames)
+        join_segments(paths, target)
+    return probe_video(target)
+
+
+def _refuse_unusable_media(bundle: ModelBundle, request: ClipRequest) -> None:
+    for column, part, name in (
+        ("reference_image", bundle.referencenet, "ReferenceNet"),
+        ("ip_adapter_image", bundle.image_projection, "image-prompt projection"),
+    ):
+        if getattr(request, column) is not None and part is None:
+            raise RequestError(
+                f"request {request.request_id!r}: {column} is given, but the weights of profile "
+                f"{request.profile!r} hold no {name}. Leave {column} empty or add those weights."
+            )
+
+
+def _fit(picture: np.ndarray | None, request: ClipRequest) -> np.ndarray | None:
+    if picture is None:
+        return None
+    pictures = picture if picture.ndim == 4 else picture[None]
+    exact = request.sampling.image_fit == "upstream"
+    return np.stack(
+        [
+            fit_image(item, width=request.width, height=request.height, exact_upstream=exact)
+            for item in pictures
+        ]
+    )
+
+
+def _first_given(first: np.ndarray | None, second: np.ndarray | None) -> np.ndarray | None:
+    return second if first is None else first
+
+
+def _report_steps(
+    on_progress: OnProgress | None, num_steps: int
+) -> Callable[[int, Tensor], None] | None:
+    if on_progress is None:
+        return None
+    return lambda step, _latents: on_progress("denoise", step + 1, num_steps)
