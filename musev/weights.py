@@ -1,0 +1,407 @@
+"""Weights on disk: find, read and check files, rename published keys, and digest what was read.
+
+Importing this module does not import torch: the driver digests weights without holding a network.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import pickle
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from musev.config import WeightsConfig
+from musev.errors import WeightsError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BUNDLE_FILE = "musev_bundle.json"
+IMAGE_PROMPT_FILE = "ip_adapter_image_proj.bin"
+# Version of the recipe in musev/models/tiny.py: raise it when the random networks change.
+TINY_VERSION = "tiny-1"
+
+# In the order of preference; diffusers first, then transformers. One file a part: published MuseV
+# and Stable Diffusion 1.5 parts are not sharded.
+WEIGHT_FILES = (
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.fp16.safetensors",
+    "diffusion_pytorch_model.bin",
+    "model.safetensors",
+    "model.fp16.safetensors",
+    "pytorch_model.bin",
+)
+_LISTED_KEYS = 30
+
+Shapes = Mapping[str, Sequence[int]]
+
+
+def find_weights(folder: Path, *, where: str) -> Path:
+    """Find the one weights file of a part.
+
+    Args:
+        folder: Folder of a diffusers or transformers model.
+        where: What the folder is, for the error.
+
+    Returns:
+        Path of the first existing name of :data:`WEIGHT_FILES`.
+
+    Raises:
+        WeightsError: If the folder or a weights file in it is missing.
+    """
+    if not folder.is_dir():
+        raise WeightsError(f"{where}: no folder {folder}. Check the weights settings of the run.")
+    for name in WEIGHT_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    raise WeightsError(
+        f"{where}: no weights file in {folder}; looked for {', '.join(WEIGHT_FILES)}"
+    )
+
+
+def read_config(folder: Path, *, where: str, name: str = "config.json") -> dict[str, Any]:
+    """Read a part's JSON config.
+
+    Args:
+        folder: Folder of the part.
+        where: What the folder is, for the error.
+        name: File name.
+
+    Returns:
+        The config.
+
+    Raises:
+        WeightsError: If it is missing or not a JSON object.
+    """
+    path = folder / name
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise WeightsError(f"{where}: {path} is missing") from None
+    except ValueError as error:
+        raise WeightsError(f"{where}: {path} is not valid JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise WeightsError(f"{where}: {path} must hold a JSON object, got {type(config).__name__}")
+    return config
+
+
+def load_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Read a flat weights file onto the CPU.
+
+    Args:
+        path: A ``.safetensors`` file, or a ``.bin``, ``.pt``, ``.pth`` or ``.ckpt`` pickle; pickles
+            are read with ``weights_only``, so that code in them is refused, not run.
+
+    Returns:
+        Tensors by key, dtype as stored.
+
+    Raises:
+        WeightsError: If the file is missing, damaged, of another kind, or holds other things than
+            tensors; the file is named.
+    """
+    import torch
+
+    values = _read(Path(path))
+    others = [key for key, value in values.items() if not isinstance(value, torch.Tensor)]
+    if others:
+        raise WeightsError(f"{path}: not a flat weights file; no tensors at {_listed(others)}")
+    return values
+
+
+def load_groups(path: str | Path) -> dict[str, dict[str, Tensor]]:
+    """Read a weights file made of named groups, such as ``ip_adapter_image_proj.bin``.
+
+    Args:
+        path: A pickle of dicts of tensors, or a ``.safetensors`` file whose keys start with
+            ``group.``.
+
+    Returns:
+        Tensors by group and key.
+
+    Raises:
+        WeightsError: If the file is missing or damaged, or is not made of groups.
+    """
+    groups: dict[str, dict[str, Tensor]] = {}
+    for key, value in _read(Path(path)).items():
+        if isinstance(value, dict):
+            groups.setdefault(key, {}).update(value)
+        else:
+            group, dot, rest = key.partition(".")
+            if not dot:
+                raise WeightsError(f"{path}: key {key!r} belongs to no group")
+            groups.setdefault(group, {})[rest] = value
+    return groups
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise WeightsError(f"no weights file {path}")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if path.suffix in (".bin", ".pt", ".pth", ".ckpt"):
+        return _read_pickle(path)
+    raise WeightsError(f"{path}: unknown kind {path.suffix!r}; give .safetensors, .bin or .pt")
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, ValueError, OSError) as error:
+        raise WeightsError(
+            f"{path}: damaged or truncated ({path.stat().st_size} bytes; {error}). Copy it again."
+        ) from error
+
+
+def _read_pickle(path: Path) -> dict[str, Any]:
+    import torch
+
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path}: refused, because reading it would run code or it is damaged "
+            f"({_first_line(error)}). Convert it to safetensors where you trust it."
+        ) from error
+    except (RuntimeError, EOFError, ValueError, OSError) as error:
+        raise WeightsError(
+            f"{path}: damaged or truncated ({path.stat().st_size} bytes; "
+            f"{_first_line(error)}). Copy it again."
+        ) from error
+    if not isinstance(values, dict):
+        raise WeightsError(f"{path}: holds a {type(values).__name__}, not weights by key")
+    return values
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def check_keys(expected: Shapes, found: Shapes, where: str) -> None:
+    """Check that a file's keys and shapes are exactly those of a network.
+
+    Args:
+        expected: Shape of every key the network has.
+        found: Shape of every key the file has.
+        where: What is being loaded and from where, for the error.
+
+    Raises:
+        WeightsError: If any key is missing, unknown or of another shape; the message lists them.
+    """
+    missing = [key for key in expected if key not in found]
+    extra = [key for key in found if key not in expected]
+    misshaped = [
+        f"{key}: file {list(found[key])}, network {list(shape)}"
+        for key, shape in expected.items()
+        if key in found and tuple(found[key]) != tuple(shape)
+    ]
+    kinds = (("missing", missing), ("extra", extra), ("of another shape", misshaped))
+    problems = [f"{len(keys)} {kind}: {_listed(keys)}" for kind, keys in kinds if keys]
+    if problems:
+        raise WeightsError(
+            f"{where}: the file does not fit the network. " + "; ".join(problems) + ". "
+            "Check that the file and its config.json belong together."
+        )
+
+
+def shapes_of(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor of a state dict."""
+    return {key: tuple(value.shape) for key, value in state.items()}
+
+
+def _listed(keys: Sequence[str]) -> str:
+    more = len(keys) - _LISTED_KEYS
+    return ", ".join(keys[:_LISTED_KEYS]) + (f" and {more} more" if more > 0 else "")
+
+
+# --- published names -------------------------------------------------------------------------
+
+
+def rename_ip_adapter(
+    names: Iterable[str], unet_names: Iterable[str], *, face: bool = False
+) -> dict[str, str]:
+    """Map the numbered keys of an IP-Adapter file to keys of the U-Net.
+
+    Odd numbers count the spatial cross attentions: down blocks, then up blocks, the middle last.
+
+    Args:
+        names: Keys such as ``1.to_k_ip.weight``.
+        unet_names: All keys of the U-Net.
+        face: Address the face tokens' weights instead of the image tokens'.
+
+    Returns:
+        U-Net key by file key.
+
+    Raises:
+        WeightsError: If a number addresses no cross attention.
+
+    Source:
+        Upstream ip_adapter_loader; recorded in goldens/fullsize/ip_adapter_key_mapping.json.
+    """
+    pattern = re.compile(r"(?:.+\.)?attentions\.\d+\.transformer_blocks\.\d+\.attn2")
+    layers = {
+        name.removesuffix(".to_q.weight")
+        for name in unet_names
+        if name.endswith(".attn2.to_q.weight") and "temp_attentions" not in name
+    }
+    order = ("down_blocks", "up_blocks", "mid_block")
+    ranked = sorted(
+        (layer for layer in layers if pattern.fullmatch(layer)),
+        key=lambda layer: (order.index(layer.split(".")[0]), _numbers(layer)),
+    )
+    by_number = {str(2 * rank + 1): layer for rank, layer in enumerate(ranked)}
+    prefix = "ip_adapter_face_" if face else ""
+    renamed = {}
+    for name in names:
+        number, _, leaf = name.partition(".")
+        if number not in by_number or leaf not in ("to_k_ip.weight", "to_v_ip.weight"):
+            raise WeightsError(
+                f"ip_adapter key {name!r} addresses no cross attention of this U-Net, "
+                f"which has {len(ranked)} (numbers 1 to {2 * len(ranked) - 1})"
+            )
+        renamed[name] = f"{by_number[number]}.{prefix}{leaf}"
+    return renamed
+
+
+def _numbers(name: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in name.split(".") if part.isdigit())
+
+
+def kohya_names(weight_names: Iterable[str], prefix: str) -> dict[str, str]:
+    """Flat module names of a kohya LoRA file, to the weights they change.
+
+    Args:
+        weight_names: Keys of the network.
+        prefix: ``lora_unet_``, or ``lora_te_text_model_`` for a text encoder.
+
+    Returns:
+        Network key by the part of a LoRA key before its first dot.
+    """
+    return {
+        prefix + name.removesuffix(".weight").replace(".", "_"): name
+        for name in weight_names
+        if name.endswith(".weight")
+    }
+
+
+_OLD_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def rename_vae(name: str) -> str:
+    """Give the attention of an older AutoencoderKL file (sd-vae-ft-mse) its present names."""
+    head, _, leaf = name.rpartition(".")
+    base, _, module = head.rpartition(".")
+    if ".attentions." in name and module in _OLD_VAE_ATTENTION:
+        return f"{base}.{_OLD_VAE_ATTENTION[module]}.{leaf}"
+    return name
+
+
+# --- digests ---------------------------------------------------------------------------------
+
+
+def published_paths(config: WeightsConfig) -> dict[str, Path]:
+    """Folder or file of each part of the published layout.
+
+    Args:
+        config: Settings with ``t2i`` and ``motion``.
+
+    Returns:
+        Paths by part; parts the settings leave out are absent.
+
+    Raises:
+        WeightsError: If only one of image prompt and image encoder is given.
+    """
+    if config.t2i is None or config.motion is None:
+        raise WeightsError("the published layout needs both weights.t2i and weights.motion")
+    if (config.image_prompt is None) != (config.image_encoder is None):
+        raise WeightsError(
+            "weights.image_prompt and weights.image_encoder work only together; give both or none"
+        )
+    t2i = Path(config.t2i)
+    paths = {name: t2i / name for name in ("tokenizer", "text_encoder", "scheduler")}
+    paths |= {"t2i_unet": t2i / "unet", "unet": Path(config.motion) / "unet"}
+    paths["vae"] = Path(config.vae) if config.vae else t2i / "vae"
+    if config.referencenet:
+        paths["referencenet"] = Path(config.referencenet) / "referencenet"
+    if config.image_prompt and config.image_encoder:
+        prompt = Path(config.image_prompt)
+        paths["image_prompt"] = prompt / IMAGE_PROMPT_FILE if prompt.is_dir() else prompt
+        paths["image_encoder"] = Path(config.image_encoder)
+    return paths
+
+
+def bundle_paths(folder: Path) -> dict[str, Path]:
+    """Folder of each part of our own layout, plus the index file as ``index``.
+
+    Args:
+        folder: Folder written by ``save_bundle``.
+
+    Returns:
+        Paths by part.
+
+    Raises:
+        WeightsError: If the folder holds no readable ``musev_bundle.json``.
+    """
+    index = read_config(folder, where="bundle", name=BUNDLE_FILE)
+    parts = index.get("parts")
+    if not isinstance(parts, dict) or not all(isinstance(part, dict) for part in parts.values()):
+        raise WeightsError(f"bundle: {folder / BUNDLE_FILE} names no parts; write it again")
+    return {"index": folder / BUNDLE_FILE} | {name: folder / name for name in parts}
+
+
+def digest_weights(config: WeightsConfig) -> dict[str, str]:
+    """Digest everything about the weights that decides the bytes of a clip.
+
+    Args:
+        config: Where the weights lie. Files are hashed once a process while their size and
+            modification time stay the same.
+
+    Returns:
+        ``sha256:...`` by part, and the settings that change the arithmetic as ``settings``. Paths
+        do not enter: the same files elsewhere give the same digests. A seed digests to itself.
+        A part that is missing is a :class:`WeightsError`.
+    """
+    settings = f"layer_norm_eps={config.layer_norm_eps!r}"
+    if config.random_seed is not None:
+        digests = {"random": f"{TINY_VERSION}:seed={config.random_seed}"}
+        return digests | ({"settings": settings} if config.layer_norm_eps else {})
+    if config.bundle is not None:
+        paths = bundle_paths(Path(config.bundle))
+    else:
+        paths = published_paths(config)
+        settings += f",motion_name={config.motion_name}"
+    return {name: _digest_part(name, path) for name, path in paths.items()} | {"settings": settings}
+
+
+def _digest_part(name: str, path: Path) -> str:
+    if path.is_dir():
+        files = {file.name: file for file in path.iterdir() if file.suffix in (".json", ".txt")}
+        if name not in ("tokenizer", "scheduler"):
+            weights = find_weights(path, where=name)
+            files[weights.name] = weights
+    elif path.is_file():
+        files = {"": path}
+    else:
+        raise WeightsError(f"{name}: {path} is missing. Check the weights settings of the run.")
+    total = hashlib.sha256()
+    for file_name, file in sorted(files.items()):
+        stat = file.stat()
+        total.update(
+            f"{file_name}\0{_hash_file(file.resolve(), stat.st_size, stat.st_mtime_ns)}\n".encode()
+        )
+    return f"sha256:{total.hexdigest()}"
+
+
+@functools.cache
+def _hash_file(path: Path, size: int, mtime_ns: int) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
