@@ -1,0 +1,173 @@
+"""Stage to Ray arguments: Ray's names for CPUs, GPUs, restarts and retries live only here.
+
+Nothing here imports Ray at the top, so a dry run stays light.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from musev.errors import ConfigError
+
+MAX_ATTEMPTS = 3
+"""A row that kills its worker this often is quarantined (DESIGN.md 6)."""
+
+_STAGE_CPUS = 0.25
+_LOCAL_OBJECT_STORE_BYTES = 256 * 2**20  # rows are tiny; media never enter the object store
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterShape:
+    """What the cluster has, or may grow to."""
+
+    num_cpus: float
+    num_gpus: float
+
+    @property
+    def device(self) -> str:
+        """Where networks run: ``cuda`` as soon as the cluster has a GPU."""
+        return "cuda" if self.num_gpus >= 1 else "cpu"
+
+
+def plan_workers(shape: ClusterShape, asked: int | None) -> int:
+    """Decide how many render workers to start.
+
+    Args:
+        shape: Of the cluster.
+        asked: What the user asked for; None for one a GPU, or a single one without GPUs.
+
+    Returns:
+        Number of workers, at least 1.
+
+    Raises:
+        ConfigError: If more are asked for than there are GPUs: the rest would wait for ever.
+    """
+    num_gpus = int(shape.num_gpus)
+    if asked is None:
+        return max(1, num_gpus)
+    if asked < 1:
+        raise ConfigError(f"--workers must be at least 1, got {asked}")
+    if shape.device == "cuda" and asked > num_gpus:
+        raise ConfigError(
+            f"--workers is {asked}, but the cluster has {num_gpus} GPUs and a worker holds one. "
+            f"Ask for {num_gpus} or fewer, or add machines."
+        )
+    return asked
+
+
+def load_inputs_args(shape: ClusterShape) -> dict[str, Any]:
+    """Arguments of the input stage: small tasks, never more of them than CPUs.
+
+    Args:
+        shape: Of the cluster.
+
+    Returns:
+        Keyword arguments for ``Dataset.map`` (the compute strategy as ``task_pool_size``).
+    """
+    return {"task_pool_size": max(1, int(shape.num_cpus)), "num_cpus": _STAGE_CPUS}
+
+
+def render_args(shape: ClusterShape, num_workers: int) -> dict[str, Any]:
+    """Arguments of the render stage: a fixed pool of actors, one row in each one's hands.
+
+    Without GPUs a worker asks for a fraction of a CPU, so that the pool always fits with room for
+    Ray's own tasks: a pool that takes every CPU hangs for ever (DEPENDENCIES, Ray and start-up).
+    Restarts are bounded by the attempts of each row, which storage counts.
+
+    Args:
+        shape: Of the cluster.
+        num_workers: From :func:`plan_workers`.
+
+    Returns:
+        Keyword arguments for ``Dataset.map`` (the compute strategy as ``actor_pool_size``).
+    """
+    args: dict[str, Any] = {"actor_pool_size": num_workers, "max_task_retries": MAX_ATTEMPTS + 1}
+    if shape.device == "cuda":
+        return {**args, "num_gpus": 1}
+    share = (shape.num_cpus - _STAGE_CPUS) / num_workers
+    return {**args, "num_cpus": max(0.01, int(min(1.0, share) * 100) / 100)}
+
+
+def apply_stage(dataset: Any, stage: Any, args: dict[str, Any], **constructor: Any) -> Any:
+    """Add a stage to a dataset with the arguments of this module.
+
+    Args:
+        dataset: A Ray dataset with one row a block.
+        stage: A function of one row, or a class built once a worker and then called per row.
+        args: From :func:`load_inputs_args` or :func:`render_args`.
+        **constructor: Arguments of the class, or of the function beside the row.
+
+    Returns:
+        The dataset with the stage added.
+    """
+    from ray.data import ActorPoolStrategy, TaskPoolStrategy
+
+    args = dict(args)
+    if (size := args.pop("task_pool_size", None)) is not None:
+        return dataset.map(
+            stage, fn_kwargs=constructor, compute=TaskPoolStrategy(size=size), **args
+        )
+    pool = ActorPoolStrategy(size=args.pop("actor_pool_size"), max_tasks_in_flight_per_actor=1)
+    return dataset.map(stage, fn_constructor_kwargs=constructor, compute=pool, **args)
+
+
+def configure_data(max_errored_rows: int = -1) -> None:
+    """Set Ray Data up for rows that take hours.
+
+    Args:
+        max_errored_rows: How many rows may vanish with their worker before the dataset fails; -1
+            for any number. The graph notices a vanished row and starts it again.
+    """
+    import logging
+
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_no_progress_timeout_s = -1  # default: fail after 30 idle minutes
+    context.max_errored_blocks = max_errored_rows  # one row a block
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+def connect() -> bool:
+    """Connect to the cluster this process was started in, or start a local one.
+
+    A cluster is joined only when ``RAY_ADDRESS`` names it (``ray job submit`` sets it); a local run
+    never joins whatever cluster a killed process may have left behind.
+
+    Returns:
+        Whether this call started a local cluster, which :func:`disconnect` then ends.
+    """
+    import logging
+
+    import ray
+
+    if ray.is_initialized():
+        return False
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(logging_level=logging.WARNING)
+        return True
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        object_store_memory=_LOCAL_OBJECT_STORE_BYTES,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+    )
+    return True
+
+
+def measure_cluster() -> ClusterShape:
+    """Ask Ray what the cluster has, counting machines an autoscaler may still add."""
+    import ray
+    from ray._private.state import state  # private: Ray 2.60 has no public way to ask
+
+    now = ray.cluster_resources()
+    later = state.get_max_resources_from_cluster_config() or {}
+    return ClusterShape(
+        num_cpus=max(now.get("CPU", 0.0), later.get("CPU", 0.0), 1.0),
+        num_gpus=max(now.get("GPU", 0.0), later.get("GPU", 0.0)),
+    )
