@@ -1,0 +1,244 @@
+"""Frames to H.264 segments, and video files to frames, one frame in memory at a time.
+
+Axes here: T frame, Y X pixel rows and columns, C channel (red, green, blue).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from musev.config import EncoderConfig
+from musev.errors import MediaError
+from musev.media.ffmpeg import (
+    LOCAL_ONLY,
+    SCALER_FLAGS,
+    check_file,
+    input_name,
+    run_ffmpeg,
+    stream_ffmpeg,
+)
+
+_MAX_FPS = 1000
+_DECODE = ("-xerror", "-threads", "1")
+"""Stop at the first damaged packet: silently shorter videos would break every count after it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoInfo:
+    """What a video file holds, measured by decoding it."""
+
+    width: int
+    height: int
+    num_frames: int
+    fps: float
+    duration_s: float
+    codec: str
+
+
+def frame_rate(fps: float) -> Fraction:
+    """Turn a frame rate into the exact fraction meant: 23.976 is 24000/1001.
+
+    Args:
+        fps: Frames a second.
+
+    Returns:
+        The rate; NTSC rates as multiples of 1000/1001.
+
+    Raises:
+        MediaError: If the rate is not a positive number of at most 1000 frames a second.
+    """
+    if not (math.isfinite(fps) and 0 < fps <= _MAX_FPS):
+        raise MediaError(f"frame rate must be above 0 and at most {_MAX_FPS}, got {fps}")
+    film = Fraction(round(fps * 1.001) * 1000, 1001)
+    if fps != round(fps) and film and abs(fps - film) < 0.005:
+        return film
+    return Fraction(fps).limit_denominator(1000) or Fraction(1, 1000)
+
+
+def write_segment(
+    path: str | os.PathLike[str],
+    frames: Iterable[np.ndarray],
+    *,
+    fps: float,
+    encoder: EncoderConfig | None = None,
+) -> int:
+    """Encode frames as one H.264 file that other segments can be joined to by packet copy.
+
+    Closed groups of pictures, yuv420p, BT.709 colours, no dates; the number of encoder threads is
+    fixed because it changes the bytes. The same frames give the same bytes every time. The file
+    appears whole or not at all.
+
+    Args:
+        path: MP4 file to write.
+        frames: ``frames_TYXC`` or any iterable of ``image_YXC``; uint8, all of one even size.
+        fps: Frames a second.
+        encoder: Encoder settings, the same for all segments of a run.
+
+    Returns:
+        The number of frames written.
+
+    Raises:
+        MediaError: If there is no frame, a frame has another size or type or an odd side, or ffmpeg
+            fails.
+    """
+    target, settings, rate = Path(path), encoder or EncoderConfig(), frame_rate(fps)
+    remaining = iter(frames)
+    first = next(remaining, None)
+    if first is None:
+        raise MediaError(f"{target}: there are no frames to encode")
+    _check_frame(first, None, target)
+    what = f"encoding {target}"
+    count = 0
+    with whole_file(target) as partial:
+        arguments = _encode_arguments(first.shape, rate, settings, partial)
+        with stream_ffmpeg(arguments, what=what, feed=True) as process:
+            assert process.stdin is not None
+            frame: np.ndarray | None = first
+            while frame is not None:
+                _check_frame(frame, first.shape, target)
+                process.stdin.write(np.ascontiguousarray(frame).data)
+                count += 1
+                frame = next(remaining, None)
+    return count
+
+
+def read_video(path: str | os.PathLike[str]) -> Iterator[np.ndarray]:
+    """Decode a video frame by frame; memory does not grow with its length.
+
+    Every coded frame comes out exactly once, whatever its time stamp; rotation marks are obeyed.
+
+    Args:
+        path: Any file that ffmpeg reads.
+
+    Yields:
+        ``image_YXC``: uint8.
+
+    Raises:
+        MediaError: If the file is missing, empty, damaged, or holds no video.
+    """
+    source = Path(path)
+    check_file(source)
+    arguments = (
+        *("-v", "error", *LOCAL_ONLY, *_DECODE, "-i", input_name(source)),
+        *("-map", "0:v:0", "-fps_mode", "passthrough"),
+        *("-vf", f"scale=flags={SCALER_FLAGS},format=rgb24"),
+        # Each PPM picture carries its size, so nothing has to be guessed from ffmpeg's messages.
+        *("-f", "image2pipe", "-c:v", "ppm", "pipe:1"),
+    )
+    with stream_ffmpeg(arguments, what=_reading(source), feed=False) as process:
+        assert process.stdout is not None
+        while (frame := _read_ppm(process.stdout)) is not None:
+            yield frame
+
+
+def probe_video(path: str | os.PathLike[str]) -> VideoInfo:
+    """Measure a video by decoding all of it, so the counts are what a reader will see.
+
+    Args:
+        path: Any file that ffmpeg reads.
+
+    Returns:
+        Size (upright), exact number of frames, mean frame rate, duration and codec.
+
+    Raises:
+        MediaError: If the file is missing, empty, damaged, or holds no video.
+    """
+    source = Path(path)
+    check_file(source)
+    arguments = (
+        *("-v", "info", *LOCAL_ONLY, *_DECODE, "-i", input_name(source)),
+        *("-map", "0:v:0", "-fps_mode", "passthrough", "-enc_time_base", "demux"),
+        *("-f", "framecrc", "-bitexact", "pipe:1"),
+    )
+    table, messages = run_ffmpeg(arguments, what=_reading(source))
+    header = dict(re.findall(r"^#(\w+) 0: (\S+)", table, flags=re.MULTILINE))
+    rows = [line.split(",") for line in table.splitlines() if line and not line.startswith("#")]
+    codec = re.search(r"Stream #0:\d+.*?: Video: (\w+)", messages)
+    if not rows or codec is None:
+        raise MediaError(f"{source}: the file holds no video frames. Export it again.")
+    width, height = map(int, header["dimensions"].split("x"))
+    times = [(int(row[2]), int(row[3])) for row in rows]
+    ticks = max(pts + span for pts, span in times) - min(pts for pts, _ in times)
+    duration = ticks * Fraction(header["tb"])
+    return VideoInfo(
+        width=width,
+        height=height,
+        num_frames=len(rows),
+        fps=float(len(rows) / duration) if duration else 0.0,
+        duration_s=float(duration),
+        codec=codec[1],
+    )
+
+
+@contextlib.contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """Yield a name beside ``target``; rename to it on success, remove it on failure."""
+    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        yield partial
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _encode_arguments(
+    shape: tuple[int, ...], rate: Fraction, encoder: EncoderConfig, target: Path
+) -> tuple[str, ...]:
+    height, width = shape[:2]
+    # A whole number of ticks a frame, at least 10,000 ticks a second (players round coarser ones).
+    timescale = rate.numerator * math.ceil(10_000 / rate.numerator)
+    return (
+        *("-v", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-video_size", f"{width}x{height}"),
+        *("-framerate", str(rate), "-i", "pipe:0", "-an", "-fps_mode", "passthrough"),
+        "-vf",
+        f"scale=out_color_matrix=bt709:out_range=tv:flags={SCALER_FLAGS},format=yuv420p,"
+        "setparams=color_primaries=bt709:color_trc=bt709",
+        *("-c:v", "libx264", "-preset", encoder.preset, "-crf", str(encoder.crf)),
+        *("-threads", str(encoder.num_threads), "-x264-params", "cpu-independent=1:open-gop=0"),
+        *("-flags", "+cgop+bitexact", "-fflags", "+bitexact", "-map_metadata", "-1"),
+        *("-video_track_timescale", str(timescale), "-f", "mp4", input_name(target)),
+    )
+
+
+def _check_frame(frame: np.ndarray, shape: tuple[int, ...] | None, target: Path) -> None:
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+        raise MediaError(
+            f"{target}: a frame must be uint8 with rows, columns and three channels, "
+            f"got {frame.dtype} {frame.shape}"
+        )
+    if shape is None and (frame.shape[0] % 2 or frame.shape[1] % 2 or 0 in frame.shape):
+        raise MediaError(
+            f"{target}: H.264 in yuv420p needs an even width and height, "
+            f"got {frame.shape[1]} x {frame.shape[0]}. Ask for an even size."
+        )
+    if shape is not None and frame.shape != shape:
+        raise MediaError(
+            f"{target}: frames differ in size: {frame.shape[1]} x {frame.shape[0]} "
+            f"after {shape[1]} x {shape[0]}"
+        )
+
+
+def _read_ppm(stream: IO[bytes]) -> np.ndarray | None:
+    """Read one picture of a PPM stream; None at its end, which ffmpeg's status may call early."""
+    if not stream.readline():
+        return None
+    columns, rows = map(int, stream.readline().split())
+    stream.readline()
+    data = stream.read(columns * rows * 3)
+    if len(data) < columns * rows * 3:
+        return None
+    return np.frombuffer(data, np.uint8).reshape(rows, columns, 3).copy()
+
+
+def _reading(source: Path) -> str:
+    return f"{source}: cannot be read as a video; it may be damaged, cut short, or no video"
