@@ -1,0 +1,1 @@
+"""Control pictures: what a video model is shown, frame by frame, besides the text."""
