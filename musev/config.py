@@ -237,6 +237,8 @@ class ClipRequest:
     seed: int
     profile: str
     sampling: SamplingConfig
+    extra: str | None = None
+    """The caller's own text or JSON, handed through to the results; decides no bytes."""
 
     @property
     def media(self) -> dict[str, str]:

@@ -1,0 +1,259 @@
+"""Manifest rows from and to Parquet, CSV and JSON lines; one bad spot costs as little as possible.
+
+Readers return plain dicts. A value that cannot be read becomes a :class:`BadCell` in its place; a
+row that cannot be read at all is ``{WHOLE_ROW: BadCell(...)}``. Only a file that gives no rows is a
+:class:`ManifestError`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+
+from musev.errors import ManifestError, RequestError
+from pipelines.checks import check_names, check_type, parse_cell
+from pipelines.rows import MANIFEST_COLUMNS, MANIFEST_SCHEMA, WHOLE_ROW, BadCell
+
+RawRow = dict[str, Any]
+
+# Whatever pyarrow raises for damaged data.
+_DAMAGE = (pa.ArrowException, OSError, ValueError)
+_ROWS_PER_GROUP = 1000  # damage to a column chunk costs at most this many rows
+
+
+def read_parquet(handle: BinaryIO, where: str) -> list[RawRow]:
+    """Read a Parquet file; a damaged column chunk costs only the rows of its row group.
+
+    Args:
+        handle: The open file.
+        where: Its name, for messages.
+
+    Returns:
+        One dict a row, every column of the file present.
+
+    Raises:
+        ManifestError: If the footer is unreadable or a column is unknown.
+    """
+    try:
+        file = pq.ParquetFile(handle, page_checksum_verification=True)
+        names = file.schema_arrow.names
+    except _DAMAGE as problem:
+        raise ManifestError(
+            f"{where}: not a readable Parquet file ({_first_line(problem)}). Write it again."
+        ) from None
+    check_names(names, where)
+    rows: list[RawRow] = []
+    for group in range(file.num_row_groups):
+        columns = _read_group(file, group, names, where)
+        rows.extend(dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True))
+    return rows
+
+
+def _read_group(
+    file: pq.ParquetFile, group: int, names: Sequence[str], where: str
+) -> list[list[Any]]:
+    try:
+        table = file.read_row_group(group)
+        return [_values(table.column(name), name, where) for name in names]
+    except _DAMAGE:
+        return [_read_chunk(file, group, name, where) for name in names]
+
+
+def _read_chunk(file: pq.ParquetFile, group: int, name: str, where: str) -> list[Any]:
+    try:
+        return _values(file.read_row_group(group, columns=[name]).column(0), name, where)
+    except _DAMAGE as problem:
+        reason = (
+            f"{where}: column {name!r} is unreadable in row group {group} "
+            f"({_first_line(problem)}). Write the file again."
+        )
+        return [BadCell(reason)] * file.metadata.row_group(group).num_rows
+
+
+def _values(column: pa.ChunkedArray, name: str, where: str) -> list[Any]:
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        raw = column.cast(pa.large_binary()).to_pylist()
+        return [
+            item if item is None else _decode(item, f"{where}: column {name!r}") for item in raw
+        ]
+
+
+def _decode(raw: bytes, where: str) -> str | BadCell:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as problem:
+        return BadCell(f"{where}: not UTF-8 text ({problem.reason} at byte {problem.start}).")
+
+
+def _first_line(problem: BaseException) -> str:
+    lines = str(problem).strip().splitlines()
+    return lines[0] if lines else type(problem).__name__
+
+
+def read_csv(data: bytes, where: str) -> list[RawRow]:
+    """Read a CSV file with a header line; an empty cell is null, a quoted empty one is empty text.
+
+    Args:
+        data: The file's bytes, UTF-8.
+        where: Its name, for messages.
+
+    Returns:
+        One dict a row.
+
+    Raises:
+        ManifestError: If there is no header, or a column is unknown.
+    """
+    misshaped: list[tuple[int, str]] = []
+
+    def keep_place(row: pa_csv.InvalidRow) -> str:
+        misshaped.append(
+            (row.number, f"has {row.actual_columns} cells, the header has {row.expected_columns}")
+        )
+        return "skip"
+
+    try:
+        table = pa_csv.read_csv(
+            io.BytesIO(data),
+            read_options=pa_csv.ReadOptions(
+                use_threads=False, block_size=min(len(data) + 1, 2**31 - 1)
+            ),
+            parse_options=pa_csv.ParseOptions(
+                newlines_in_values=True, invalid_row_handler=keep_place
+            ),
+            convert_options=pa_csv.ConvertOptions(
+                check_utf8=False,
+                column_types={name: pa.binary() for name in MANIFEST_COLUMNS},
+                strings_can_be_null=True,
+                null_values=[""],
+                quoted_strings_can_be_null=False,
+            ),
+        )
+        names = table.column_names
+    except _DAMAGE as problem:
+        raise ManifestError(f"{where}: not a readable CSV file ({_first_line(problem)}).") from None
+    check_names(names, where)
+    columns = [
+        [_csv_cell(name, item, where) for item in table.column(name).to_pylist()] for name in names
+    ]
+    rows = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+    for number, reason in sorted(misshaped):
+        reason = f"{where}: row {number - 1} {reason}. Quote cells that hold commas."
+        rows.insert(number - 2, {WHOLE_ROW: BadCell(reason)})
+    return rows
+
+
+def _csv_cell(name: str, raw: bytes | None, where: str) -> Any:
+    if raw is None:
+        return None
+    text = _decode(raw, f"{where}: column {name!r}")
+    return text if isinstance(text, BadCell) else parse_cell(MANIFEST_COLUMNS[name], text)
+
+
+def read_jsonl(data: bytes, where: str) -> list[RawRow]:
+    """Read JSON lines: one object a line, blank lines skipped.
+
+    Args:
+        data: The file's bytes, UTF-8.
+        where: Its name, for messages.
+
+    Returns:
+        One dict a row. A key that is no manifest column is a ManifestError.
+    """
+    rows: list[RawRow] = []
+    known = MANIFEST_COLUMNS.keys()
+    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        place = f"{where}: line {number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as problem:
+            row = {WHOLE_ROW: BadCell(f"{place} is not JSON ({_first_line(problem)}).")}
+        if not isinstance(row, dict):
+            row = {WHOLE_ROW: BadCell(f"{place} is not an object but {type(row).__name__}.")}
+        elif not row.keys() <= known and WHOLE_ROW not in row:
+            check_names(row, place)
+        rows.append(row)
+    return rows
+
+
+def write_parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Write rows as Parquet with the manifest's types and checksums on every page."""
+    schema = pa.schema([MANIFEST_SCHEMA.field(name) for name in _used_names(rows)])
+    columns = [
+        pa.array(
+            [_plain(field.name, row.get(field.name), i) for i, row in enumerate(rows, 1)],
+            field.type,
+        )
+        for field in schema
+    ]
+    sink = io.BytesIO()
+    pq.write_table(
+        pa.Table.from_arrays(columns, schema=schema),
+        sink,
+        row_group_size=_ROWS_PER_GROUP,
+        write_page_checksum=True,
+    )
+    return sink.getvalue()
+
+
+def write_csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Write rows as CSV: text always quoted, null as nothing, lists as JSON arrays."""
+    names = _used_names(rows)
+    lines = [",".join(names)]
+    for number, row in enumerate(rows, start=1):
+        cells = [_csv_text(_plain(name, row.get(name), number)) for name in names]
+        lines.append(",".join(cells))
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _csv_text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (int, float)):
+        return repr(value)
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return '"' + text.replace('"', '""') + '"'
+
+
+def write_jsonl(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Write rows as JSON lines; every column that any row has appears in every line."""
+    names = _used_names(rows)
+    lines = [
+        json.dumps({name: _plain(name, row.get(name), i) for name in names}, ensure_ascii=False)
+        for i, row in enumerate(rows, start=1)
+    ]
+    return "".join(line + "\n" for line in lines).encode()
+
+
+def _used_names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    used: set[str] = {"request_id"}.union(*rows)
+    check_names(used, "rows to write")
+    return [name for name in MANIFEST_COLUMNS if name in used]
+
+
+def _plain(name: str, value: Any, number: int) -> Any:
+    if value is None:
+        return None
+    try:
+        return check_type(MANIFEST_COLUMNS[name], value)
+    except RequestError as problem:
+        raise ManifestError(f"row {number}, column {name!r}: {problem}") from None
+
+
+READERS: dict[str, Callable[[bytes, str], list[RawRow]]] = {"csv": read_csv, "jsonl": read_jsonl}
+WRITERS: dict[str, Callable[[Sequence[Mapping[str, Any]]], bytes]] = {
+    "parquet": write_parquet,
+    "csv": write_csv,
+    "jsonl": write_jsonl,
+}
