@@ -338,6 +338,13 @@ class Store:
             shutil.rmtree(self._full(folder), ignore_errors=True)
         return len(paths)
 
+    def remove_old_files(self, folder: str, age_s: float = 86_400) -> None:
+        """Delete files of a local folder that nobody has touched for long; elsewhere do nothing."""
+        if self._protocol in LOCAL:
+            for path in Path(self._full(folder)).glob("*"):
+                if time.time() - path.stat().st_mtime > age_s:
+                    path.unlink(missing_ok=True)
+
     def _create(self, path: str, content: bytes | Path) -> bool:
         """Try a conditional put until it is known to be done (True) or something lies there."""
         for trial in range(1, NUM_TRIES + 1):

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import multiprocessing
 import pickle
 import socket
@@ -141,7 +140,7 @@ def test_local_files_are_complete_before_they_have_a_name(
     assert list((tmp_path / TEMPORARY).iterdir()) == []
 
 
-# Races between processes ---------------------------------------------------------------------------
+# Races between processes --------------------------------------------------------------------------
 
 
 def _race(uri: str, options: dict[str, Any], name: str, barrier: Any, answers: Any) -> None:
@@ -197,7 +196,7 @@ def test_threads_race_in_memory() -> None:
     assert len(won) == 1
 
 
-# A store that misbehaves ---------------------------------------------------------------------------
+# A store that misbehaves --------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -210,7 +209,7 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_put_that_arrived_without_an_answer_is_recognised_as_our_own(
     s3_store: Store, s3_server: S3Server, times: int
 ) -> None:
-    # Once: the client below repeats the put and gets 412 from its own first try. Always: it gives up.
+    # Once: the client below puts again and is told 412 by its own first try. Always: it gives up.
     fault = Fault("PUT", "/commits/", "500 Internal Server Error", "InternalError", True, times)
     s3_server.faults.append(fault)
     assert s3_store.create("commits/a.json", b"mine") == b"mine"
@@ -356,4 +355,3 @@ def test_its_errors_survive_pickling() -> None:
     with pytest.raises(StorageError) as caught:
         Store("ftp://host/out")
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
-    json.dumps(str(caught.value))
