@@ -81,16 +81,15 @@ def _values(column: pa.ChunkedArray, name: str, where: str) -> list[Any]:
         return column.to_pylist()
     except UnicodeDecodeError:
         raw = column.cast(pa.large_binary()).to_pylist()
-        return [
-            item if item is None else _decode(item, f"{where}: column {name!r}") for item in raw
-        ]
+        return [item if item is None else _decode(item, name, where) for item in raw]
 
 
-def _decode(raw: bytes, where: str) -> str | BadCell:
+def _decode(raw: bytes, name: str, where: str) -> str | BadCell:
     try:
         return raw.decode()
     except UnicodeDecodeError as problem:
-        return BadCell(f"{where}: not UTF-8 text ({problem.reason} at byte {problem.start}).")
+        place = f"{problem.reason} at byte {problem.start}"
+        return BadCell(f"{where}: not UTF-8 text in column {name!r} ({place}). Save it as UTF-8.")
 
 
 def _first_line(problem: BaseException) -> str:
@@ -153,7 +152,7 @@ def read_csv(data: bytes, where: str) -> list[RawRow]:
 def _csv_cell(name: str, raw: bytes | None, where: str) -> Any:
     if raw is None:
         return None
-    text = _decode(raw, f"{where}: column {name!r}")
+    text = _decode(raw, name, where)
     return text if isinstance(text, BadCell) else parse_cell(MANIFEST_COLUMNS[name], text)
 
 

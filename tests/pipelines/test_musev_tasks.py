@@ -162,5 +162,5 @@ def test_a_broken_reference_costs_only_its_task() -> None:
 
 @pytest.mark.parametrize("text", ["a: [", "name: a", "- a: 1\n  a: 2", "just text"])
 def test_a_file_that_is_no_task_list(text: str) -> None:
-    with pytest.raises(ManifestError, match="t.yaml"):
+    with pytest.raises(ManifestError, match=r"t\.yaml"):
         read_tasks(text, "t.yaml")

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from musev.errors import ManifestError
+from musev.registry import get_profile
+from pipelines.manifest import (
+    folder_of,
+    read_manifest,
+    rebase_media,
+    resolve_rows,
+    write_manifest,
+)
+from pipelines.rows import WHOLE_ROW
+from pipelines.tables import write_parquet
+
+ROWS = [
+    {"request_id": "a", "prompt": "p", "condition_image": "img/a.png", "control": None},
+    {"request_id": "b", "prompt": "", "condition_image": None, "control": ["pose", "x,y"]},
+]
+
+
+@pytest.mark.parametrize("name", ["m.parquet", "m.csv", "m.jsonl", "m.ndjson", "m.PQ"])
+def test_what_is_written_is_read(tmp_path: Path, name: str) -> None:
+    target = tmp_path / "new folder" / name
+    write_manifest(ROWS, str(target))
+    found = read_manifest(str(target))
+    assert found.rows == ROWS
+    assert found.base_uri == f"file://{tmp_path}/new folder"
+    assert [path.name for path in target.parent.iterdir()] == [name]
+
+
+def test_object_storage_uri() -> None:
+    write_manifest(ROWS, "memory://set/m.csv")
+    found = read_manifest("memory://set/m.csv")
+    assert (found.rows, found.base_uri, found.format) == (ROWS, "memory:///set", "csv")
+    assert folder_of("memory://set/other.parquet") == found.base_uri
+
+
+def test_relative_path_gives_an_absolute_base(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_manifest(ROWS, "m.csv")
+    assert read_manifest("m.csv").base_uri == f"file://{tmp_path}"
+
+
+def test_folder_of_parquet_files_in_name_order(tmp_path: Path) -> None:
+    for number in (2, 0, 1):
+        path = tmp_path / "set" / f"part-{number}.parquet"
+        write_manifest([{"request_id": str(number)}], str(path))
+    (tmp_path / "set" / "_SUCCESS").write_text("")
+    (tmp_path / "set" / ".part-9.parquet").write_bytes(b"half written")
+    found = read_manifest(str(tmp_path / "set"))
+    assert [row["request_id"] for row in found.rows] == ["0", "1", "2"]
+    assert found.base_uri == f"file://{tmp_path}/set"
+
+
+def test_one_unreadable_file_of_a_folder_is_one_failure(tmp_path: Path) -> None:
+    write_manifest([{"request_id": "a", "prompt": "p"}], str(tmp_path / "part-0.parquet"))
+    (tmp_path / "part-1.parquet").write_bytes(write_parquet(ROWS)[:-9])
+    found = read_manifest(str(tmp_path))
+    assert list(found.rows[1]) == [WHOLE_ROW]
+    requests, failures = resolve_rows(found.rows, get_profile("mini"), found.base_uri)
+    assert [request.request_id for request in requests] == ["a"]
+    assert failures[0].request_id == "row-2"
+    assert "part-1.parquet" in failures[0].message
+
+
+def test_a_folder_with_nothing_readable_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="no Parquet files"):
+        read_manifest(str(tmp_path))
+    (tmp_path / "a.parquet").write_bytes(b"")
+    with pytest.raises(ManifestError, match="none of the 1"):
+        read_manifest(str(tmp_path))
+
+
+def test_task_yaml(tmp_path: Path) -> None:
+    (tmp_path / "t.yaml").write_text('- {name: a, prompt: "x|y"}')
+    found = read_manifest(str(tmp_path / "t.yaml"))
+    assert [row["request_id"] for row in found.rows] == ["a-1", "a-2"]
+    with pytest.raises(ManifestError, match="cannot write yaml"):
+        write_manifest(found.rows, str(tmp_path / "u.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "phrase"),
+    [
+        ("m.csv", b"", "is empty"),
+        ("m.jsonl", b"\n \n", "is empty"),
+        ("m.parquet", b"", "not a readable Parquet"),
+        ("m.yaml", b"- a: \xff", "not UTF-8"),
+        ("m.xlsx", b"x", "unknown format"),
+        ("manifest", b"x", "unknown format"),
+    ],
+)
+def test_files_that_are_no_manifest(tmp_path: Path, name: str, data: bytes, phrase: str) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ManifestError, match=phrase):
+        read_manifest(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("uri", ["nowhere/m.csv", "memory://nowhere/m.csv", "s9://x/m.csv"])
+def test_no_such_manifest(uri: str) -> None:
+    with pytest.raises(ManifestError, match="manifest"):
+        read_manifest(uri)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "m.csv"
+    write_manifest(ROWS, str(target))
+    before = target.read_bytes()
+    with pytest.raises(ManifestError):
+        write_manifest([{"request_id": "a", "fps": "fast"}], str(target))
+    assert target.read_bytes() == before
+
+
+def test_media_keep_pointing_at_the_same_files() -> None:
+    row = {
+        "request_id": "a",
+        "condition_image": "a.png",
+        "video": "s3://b/v.mp4",
+        "prompt": "a.png",
+    }
+    moved = rebase_media(row, "file:///old", "file:///new")
+    assert moved == row | {"condition_image": "file:///old/a.png"}
+    assert rebase_media(row, "file:///old", "file:///old") == row
+    outside = {"request_id": "a", "condition_image": "../a.png"}
+    assert rebase_media(outside, "file:///old", "file:///new") == outside
+
+
+def test_storage_options_reach_the_driver(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError):
+        read_manifest("memory://never/m.csv", storage_options={})
+    assert fsspec.filesystem("memory").exists("/never") is False
