@@ -3,8 +3,9 @@
 Axes here: B clip, T frame, C channel, H W latent rows and columns, L token, D embedding width,
 R clip and frame folded into one axis (clip-major).
 
-Two moments: what belongs to the request goes to ``unet.prepare`` and becomes a :class:`Conditioning`;
-what belongs to the window or the step goes to ``unet(...)``. Nothing attached is the plain network.
+Two moments: what belongs to the request goes to ``unet.prepare`` and becomes a
+:class:`UNetConditioning`; what belongs to the window or the step goes to ``unet(...)``. Nothing
+attached is the plain network.
 """
 
 from __future__ import annotations
@@ -133,7 +134,7 @@ class LayerConditioning:
 
 
 @dataclass(frozen=True)
-class Conditioning:
+class UNetConditioning:
     """Everything about a request that the network needs at every step, computed once.
 
     Plain values: it can be pickled, moved between devices, and put into an object store.
@@ -145,9 +146,9 @@ class Conditioning:
     references: dict[str, KeyValue] = field(default_factory=dict)
     """Reference fuse attention name -> keys and values of the reference features."""
 
-    def to(self, *args: torch.device | torch.dtype | str) -> Conditioning:
+    def to(self, *args: torch.device | torch.dtype | str) -> UNetConditioning:
         """Move or convert all tensors, with the arguments of :meth:`torch.Tensor.to`."""
-        return Conditioning(
+        return UNetConditioning(
             batch=self.batch,
             layers={name: layer.to(*args) for name, layer in self.layers.items()},
             references={name: kv.to(*args) for name, kv in self.references.items()},

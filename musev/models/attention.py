@@ -9,6 +9,8 @@ attended to: the frames are folded into the query length instead (:func:`attend`
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -45,6 +47,9 @@ class Attention(nn.Module):
         channels: Width of queries and result.
         num_heads: Heads.
         context_channels: Width of what keys and values are made from; None: ``channels``.
+
+    Raises:
+        ConfigError: If the heads do not divide the channels.
     """
 
     def __init__(
@@ -282,10 +287,14 @@ class SpatialBlock(nn.Module):
         *,
         num_frames: int,
         condition_index: Tensor | None = None,
+        observe: Callable[[Tensor], None] | None = None,
     ) -> Tensor:
-        """Transform the tokens of each frame; same shape."""
+        """Transform the tokens of each frame; ``observe`` is shown the input of self attention."""
+        normed_RPC = self.norm1(x_RPC)
+        if observe is not None:
+            observe(normed_RPC)
         x_RPC = x_RPC + self.attn1(
-            self.norm1(x_RPC),
+            normed_RPC,
             num_frames=num_frames,
             condition_index=condition_index,
             reference=layer.reference,
@@ -339,13 +348,15 @@ class SpatialTransformer(nn.Module):
         *,
         num_frames: int,
         condition_index: Tensor | None = None,
+        observe: Callable[[Tensor], None] | None = None,
     ) -> Tensor:
-        """Transform each frame; same shape."""
+        """Transform each frame; ``observe`` is shown the input of self attention, ``_RPC``."""
         y_RPC = self.block(
             to_tokens(self.proj_in(self.norm(x_RCHW))),
             layer,
             num_frames=num_frames,
             condition_index=condition_index,
+            observe=observe,
         )
         return x_RCHW + self.proj_out(to_maps(y_RPC, x_RCHW.shape))
 
@@ -355,7 +366,7 @@ def append_shared(own: KeyValue, *shared: KeyValue, num_frames: int) -> KeyValue
 
     Args:
         own: Keys and values of every frame, ``[R, P, C]``.
-        shared: Keys and values of every clip, ``[B, L, C]``.
+        *shared: Keys and values of every clip, ``[B, L, C]``.
         num_frames: Frames in a clip.
 
     Returns:
