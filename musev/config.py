@@ -7,6 +7,7 @@ here imports torch, so the driver and the manifest reader stay light.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -256,34 +257,67 @@ def to_plain(config: Any) -> dict[str, Any]:
 
 
 def replace_setting(config: ConfigT, key: str, value: Any) -> ConfigT:
-    """Return ``config`` with the setting at a dotted ``key`` replaced.
+    """Return ``config`` with one setting replaced; see :func:`replace_settings`."""
+    return replace_settings(config, {key: value})
+
+
+def replace_settings(config: ConfigT, settings: Mapping[str, Any]) -> ConfigT:
+    """Return ``config`` with settings replaced at dotted keys, all at once.
+
+    At once, because two settings may be valid only together. Naming one source of weights (bundle,
+    seed, published folders) drops the others.
 
     Args:
         config: Any frozen config of this module.
-        key: Dotted path, for example ``sampling.windows.overlap``.
-        value: New value; text is converted to the field's type (``none`` means None).
+        settings: Dotted path, for example ``sampling.windows.overlap``, to the new value; text is
+            converted to the field's type (``none`` means None).
 
     Returns:
         A new config; its checks have run again.
 
     Raises:
-        ConfigError: If no such setting exists or the value does not fit.
+        ConfigError: If no such setting exists or a value does not fit.
     """
-    head, _, rest = key.partition(".")
     names = [item.name for item in dataclasses.fields(config)]
-    if head not in names:
-        raise ConfigError(
-            f"no setting {head!r} in {type(config).__name__}; settings: {', '.join(names)}"
-        )
-    current = getattr(config, head)
-    if rest:
-        if not dataclasses.is_dataclass(current):
+    changes: dict[str, Any] = {}
+    parts: dict[str, dict[str, Any]] = {}
+    for key, value in settings.items():
+        head, _, rest = key.partition(".")
+        if head not in names:
+            raise ConfigError(
+                f"no setting {head!r} in {type(config).__name__}; settings: {', '.join(names)}"
+            )
+        is_group = dataclasses.is_dataclass(getattr(config, head))
+        if rest and not is_group:
             raise ConfigError(f"setting {head!r} has no parts, so {key!r} does not exist")
-        return dataclasses.replace(config, **{head: replace_setting(current, rest, value)})
-    if dataclasses.is_dataclass(current):
-        raise ConfigError(f"{key!r} is a group of settings; name one of its parts")
-    kind = get_type_hints(type(config))[head]
-    return dataclasses.replace(config, **{head: _convert(value, kind, key)})
+        if is_group and not rest:
+            raise ConfigError(f"{key!r} is a group of settings; name one of its parts")
+        if rest:
+            parts.setdefault(head, {})[rest] = value
+        else:
+            changes[head] = _convert(value, get_type_hints(type(config))[head], key)
+    if isinstance(config, WeightsConfig):
+        changes = _other_sources_dropped(changes) | changes
+    for head, inner in parts.items():
+        changes[head] = replace_settings(getattr(config, head), inner)
+    return dataclasses.replace(config, **changes)
+
+
+_PUBLISHED_PARTS = ("t2i", "motion", "referencenet", "image_prompt", "image_encoder", "vae")
+_WEIGHTS_SOURCES = (("bundle",), ("random_seed",), _PUBLISHED_PARTS)
+
+
+def _other_sources_dropped(changes: dict[str, Any]) -> dict[str, Any]:
+    """None for every source of weights besides those that are being set."""
+    given = [any(changes.get(name) is not None for name in group) for group in _WEIGHTS_SOURCES]
+    if not any(given):
+        return {}
+    return {
+        name: None
+        for group, used in zip(_WEIGHTS_SOURCES, given, strict=True)
+        if not used
+        for name in group
+    }
 
 
 def _convert(value: Any, kind: Any, key: str) -> Any:
