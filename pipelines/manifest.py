@@ -13,7 +13,7 @@ from typing import Any
 import fsspec
 
 from musev.errors import ManifestError, RequestError
-from pipelines.checks import media_uri
+from pipelines.checks import check_type, media_uri
 from pipelines.musev_tasks import read_tasks
 from pipelines.resolve import resolve_rows, seed_for
 from pipelines.rows import MANIFEST_COLUMNS, WHOLE_ROW, BadCell
@@ -26,6 +26,7 @@ __all__ = [
     "rebase_media",
     "resolve_rows",
     "seed_for",
+    "split_writable",
     "write_manifest",
 ]
 
@@ -153,6 +154,43 @@ def write_manifest(
             handle.write(data)
     except _STORAGE_TROUBLE as problem:
         raise ManifestError(f"cannot write manifest {uri}: {problem}") from None
+
+
+def split_writable(
+    rows: Sequence[Mapping[str, Any]],
+) -> tuple[list[Mapping[str, Any]], list[str]]:
+    """Part rows that :func:`write_manifest` takes from those that hold a value it cannot write.
+
+    Args:
+        rows: Raw rows.
+
+    Returns:
+        ``(writable, problems)``; a problem names row, column and reason.
+    """
+    writable, problems = [], []
+    for number, row in enumerate(rows, start=1):
+        problem = _first_problem(row)
+        if problem is None:
+            writable.append(row)
+        else:
+            problems.append(f"row {number}{problem}")
+    return writable, problems
+
+
+def _first_problem(row: Mapping[str, Any]) -> str | None:
+    for name, value in row.items():
+        if value is None:
+            continue
+        place = f", column {name!r}" if name != WHOLE_ROW else ""
+        if isinstance(value, BadCell):
+            return f"{place}: {value.reason}"
+        if name not in MANIFEST_COLUMNS:
+            return f"{place}: is no manifest column."
+        try:
+            check_type(MANIFEST_COLUMNS[name], value)
+        except RequestError as problem:
+            return f"{place}: {problem}"
+    return None
 
 
 def folder_of(uri: str) -> str:

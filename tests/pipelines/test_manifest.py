@@ -12,9 +12,10 @@ from pipelines.manifest import (
     read_manifest,
     rebase_media,
     resolve_rows,
+    split_writable,
     write_manifest,
 )
-from pipelines.rows import WHOLE_ROW
+from pipelines.rows import WHOLE_ROW, BadCell
 from pipelines.tables import write_parquet
 
 ROWS = [
@@ -114,6 +115,20 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(ManifestError):
         write_manifest([{"request_id": "a", "fps": "fast"}], str(target))
     assert target.read_bytes() == before
+
+
+def test_rows_that_cannot_be_written_are_told_apart() -> None:
+    rows = [
+        {"request_id": "a", "fps": None},
+        {"request_id": "b", "fps": "fast"},
+        {WHOLE_ROW: BadCell("line 3 is not JSON.")},
+        {"request_id": "d", "prompt": BadCell("damaged")},
+        {"request_id": "e", "other": 1},
+    ]
+    writable, problems = split_writable(rows)
+    assert writable == rows[:1]
+    starts = ["row 2, column 'fps'", "row 3: line 3", "row 4, column 'prompt'", "row 5, column"]
+    assert all(p.startswith(s) for p, s in zip(problems, starts, strict=True))
 
 
 def test_media_keep_pointing_at_the_same_files() -> None:

@@ -25,9 +25,9 @@ from pipelines.rows import (
 
 # DESIGN.md sections 6 and 7, word for word: these names are a contract with readers of the tables.
 RESULTS = """request_id sample_id status video_uri sha256 bytes width height num_frames fps
-duration_s codec prompt negative_prompt seed profile model_digests steps guidance_scale window overlap
-layout scheduler media_digests attempts gpu_seconds stage_seconds error_class error_stage error_message
-versions metrics""".split()
+duration_s codec prompt negative_prompt seed profile model_digests steps guidance_scale window
+overlap layout scheduler media_digests attempts gpu_seconds stage_seconds error_class error_stage
+error_message versions metrics""".split()
 MANIFEST = """request_id prompt negative_prompt condition_image reference_image ip_adapter_image
 face_image video video_is_control video_has_condition control control_scale num_frames fps width
 height img_length_ratio seed steps guidance_scale guidance_scale_end guidance_schedule window

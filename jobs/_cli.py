@@ -1,0 +1,141 @@
+"""Flags that every job shares, how they become a profile, and how errors become a status."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from musev.config import Profile, WeightsConfig, replace_setting
+from musev.errors import ConfigError, ManifestError, MusevError
+from musev.registry import PROFILES, get_profile
+
+OK, TROUBLE, USAGE, ROWS_FAILED = 0, 1, 2, 3
+"""Exit statuses: everything done; the run broke; wrong command or manifest; some rows failed."""
+
+DEFAULT_PROFILE = "mini"
+
+ManifestOption = Annotated[
+    str,
+    typer.Option(
+        "--manifest",
+        help="Requests: .parquet (file or folder), .csv, .jsonl or MuseV task .yaml; path or URL.",
+    ),
+]
+OutputOption = Annotated[
+    str, typer.Option("--output", help="Folder or URL for videos, records and the results table.")
+]
+ProfileOption = Annotated[
+    str, typer.Option("--profile", help=f"Named settings: {', '.join(PROFILES)}.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change one setting, e.g. sampling.num_steps=20; repeatable.",
+    ),
+]
+
+# A bundle, a seed and the published folders exclude each other: naming one drops the others.
+_WEIGHT_SOURCES = (("bundle",), ("random_seed",), ("t2i", "motion"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The run's profile, and the same ``--set`` changes for any other profile a row names."""
+
+    profile: Profile
+    changes: tuple[tuple[str, str], ...] = ()
+
+    def find_profile(self, name: str) -> Profile:
+        """Look up a profile by name with this run's changes applied."""
+        return (
+            self.profile if name == self.profile.name else _changed(get_profile(name), self.changes)
+        )
+
+
+def load_settings(profile: str, changes: Sequence[str] = ()) -> Settings:
+    """Make the run's settings from ``--profile`` and every ``--set``.
+
+    Args:
+        profile: Name of a profile.
+        changes: ``KEY=VALUE`` texts; their order does not matter, the last of equal keys holds.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ConfigError: If there is no such profile or setting, or a value does not fit.
+    """
+    pairs: dict[str, str] = {}
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--set needs KEY=VALUE, got {change!r}; e.g. sampling.num_steps=20")
+        pairs[key.strip()] = value
+    if "name" in pairs:
+        raise ConfigError("a profile's name cannot be changed with --set; choose with --profile")
+    settings = tuple(pairs.items())
+    return Settings(profile=_changed(get_profile(profile), settings), changes=settings)
+
+
+def _changed(profile: Profile, changes: Sequence[tuple[str, str]]) -> Profile:
+    # Settings may only fit together (window 3 with overlap 1), so what is refused now is tried
+    # again once the others are in.
+    profile, waiting = _with_weight_source(profile, dict(changes))
+    while waiting:
+        refused: dict[str, str] = {}
+        problem: ConfigError | None = None
+        for key, value in waiting.items():
+            try:
+                profile = replace_setting(profile, key, value)
+            except ConfigError as error:
+                refused[key], problem = value, problem or error
+        if problem is not None and len(refused) == len(waiting):
+            raise problem
+        waiting = refused
+    return profile
+
+
+def _with_weight_source(
+    profile: Profile, changes: dict[str, str]
+) -> tuple[Profile, dict[str, str]]:
+    named = {name for family in _WEIGHT_SOURCES for name in family if f"weights.{name}" in changes}
+    if not named:
+        return profile, changes
+    source = {
+        name: getattr(profile.weights, name) if named & set(family) else None
+        for family in _WEIGHT_SOURCES
+        for name in family
+    }
+    for name in named:
+        value = changes[f"weights.{name}"]
+        if value.lower() in ("none", "null"):
+            source[name] = None
+        elif name != "random_seed":
+            source[name] = value
+        elif not value.lstrip("-").isdigit():
+            raise ConfigError(f"weights.random_seed must be int, got {value!r}")
+        else:
+            source[name] = int(value)
+    weights: WeightsConfig = dataclasses.replace(profile.weights, **source)
+    rest = {key: value for key, value in changes.items() if key[len("weights.") :] not in named}
+    return dataclasses.replace(profile, weights=weights), rest
+
+
+@contextlib.contextmanager
+def errors_as_status() -> Iterator[None]:
+    """End the command with one line on stderr and a status where an expected error leaves it."""
+    try:
+        yield
+    except (ConfigError, ManifestError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(USAGE) from None
+    except MusevError as error:
+        typer.echo(f"error: {type(error).__name__}: {error}", err=True)
+        raise typer.Exit(TROUBLE) from None
