@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -99,6 +100,35 @@ def test_constraints_pin_every_direct_dependency() -> None:
         name = canonicalize_name(requirement.name)
         assert name in pins, f"{name} is not pinned"
         assert requirement.specifier.contains(pins[name]), f"{text} excludes {pins[name]}"
+
+
+def test_readme_lists_exactly_the_manifests_columns() -> None:
+    from pipelines.rows import MANIFEST_COLUMNS
+
+    text = (ROOT / "README.md").read_text()
+    table = text.split("| column | meaning |")[1].split("\n\n")[0]
+    cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    listed = [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
+    assert sorted(listed) == sorted(MANIFEST_COLUMNS)
+
+
+def test_readme_lists_exactly_the_profiles() -> None:
+    from musev.registry import PROFILES
+
+    table = (ROOT / "README.md").read_text().split("| profile |")[1].split("\n\n")[0]
+    assert sorted(re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE)) == sorted(PROFILES)
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/goldens.md"]
+)
+def test_pages_name_files_that_exist(page: str) -> None:
+    text = (ROOT / page).read_text()
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    code = re.findall(r"`((?:jobs|pipelines|musev|tests|docs|\.ci)/[\w./]*\w)`", text)
+    missing = [name for name in links if not (ROOT / page).parent.joinpath(name).exists()]
+    missing += [name for name in code if not (ROOT / name).exists()]
+    assert missing == []
 
 
 # cluster.yaml
