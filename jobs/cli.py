@@ -1,4 +1,4 @@
-"""The ``musev`` command; jobs are imported when called, so that ``--help`` needs no torch, no Ray."""
+"""The ``musev`` command; jobs are imported when called, so ``--help`` needs no torch and no Ray."""
 
 from __future__ import annotations
 

@@ -67,6 +67,7 @@ def read_manifest(uri: str, *, storage_options: Mapping[str, Any] | None = None)
     """
     try:
         fs, path = fsspec.core.url_to_fs(uri, **(storage_options or {}))
+        fs.invalidate_cache()  # files written since this process last looked count too
         if fs.isdir(path):
             return RawManifest(
                 rows=_read_folder(fs, path), base_uri=fs.unstrip_protocol(path), format="parquet"

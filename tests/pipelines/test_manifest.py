@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import fsspec
 import pytest
 
 from musev.errors import ManifestError
@@ -145,7 +144,20 @@ def test_media_keep_pointing_at_the_same_files() -> None:
     assert rebase_media(outside, "file:///old", "file:///new") == outside
 
 
-def test_storage_options_reach_the_driver(tmp_path: Path) -> None:
-    with pytest.raises(ManifestError):
-        read_manifest("memory://never/m.csv", storage_options={})
-    assert fsspec.filesystem("memory").exists("/never") is False
+@pytest.mark.parametrize("name", ["m.parquet", "m.csv"])
+def test_s3(s3_server, s3_uri: str, name: str) -> None:
+    options = s3_server.storage_options
+    write_manifest(ROWS, f"{s3_uri}/set/{name}", storage_options=options)
+    found = read_manifest(f"{s3_uri}/set/{name}", storage_options=options)
+    assert (found.rows, found.base_uri) == (ROWS, f"{s3_uri}/set")
+    with pytest.raises(ManifestError, match="no manifest at"):
+        read_manifest(f"{s3_uri}/set/other.csv", storage_options=options)
+
+
+def test_a_folder_on_s3_grows(s3_server, s3_uri: str) -> None:
+    options = s3_server.storage_options
+    for number in range(2):
+        part = f"{s3_uri}/set/part-{number}.parquet"
+        write_manifest([{"request_id": str(number)}], part, storage_options=options)
+        found = read_manifest(f"{s3_uri}/set", storage_options=options)
+        assert len(found.rows) == number + 1
