@@ -46,7 +46,9 @@ class Schedule:
                 "rescale_betas_zero_snr makes the largest sigma infinite, which this solver cannot "
                 "start from; use solver ddim"
             )
-        return np.sqrt((1 - alphas) / alphas)
+        sigmas = np.sqrt((1 - alphas) / alphas)
+        sigmas.setflags(write=False)
+        return sigmas
 
     def signal(self, timestep: int) -> tuple[float, float]:
         """Return ``(alpha, sigma)`` with ``noisy = alpha * clean + sigma * noise``."""
@@ -108,7 +110,8 @@ def integer_timesteps(config: ScheduleConfig, num_steps: int) -> tuple[int, ...]
     elif config.timestep_spacing == "leading":
         values = np.arange(num_steps)[::-1] * (total // num_steps) + config.steps_offset
     else:
-        values = np.round(np.arange(total, 0, -total / num_steps)) - 1
+        # Cut: rounding of the stride can give one value too many (-1, for 121 steps, say).
+        values = np.round(np.arange(total, 0, -total / num_steps))[:num_steps] - 1
     return _whole(np.minimum(values, total - 1))
 
 

@@ -403,12 +403,18 @@ def test_unknown_options_are_refused_with_the_known_ones() -> None:
         make_upstream_solver("HeunDiscreteScheduler", {}, num_steps=3)
 
 
-@pytest.mark.parametrize("name", ["euler", "euler_ancestral", "dpmpp"])
-def test_solvers_on_sigma_refuse_zero_snr(name: str) -> None:
-    with pytest.raises(ConfigError, match="ddim"):
-        make_solver(SamplingConfig(solver=name), ZERO_SNR, use_karras_sigmas=True) if (
-            name == "dpmpp"
-        ) else make_solver(SamplingConfig(solver=name), ZERO_SNR)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("euler", {}),
+        ("euler_ancestral", {}),
+        ("dpmpp", {}),
+        ("dpmpp", {"use_karras_sigmas": True}),
+    ],
+)
+def test_solvers_on_sigma_refuse_zero_snr(name: str, options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="use solver ddim"):
+        make_solver(SamplingConfig(solver=name), ZERO_SNR, **options)
 
 
 @pytest.mark.parametrize("name", ["ddim", "ddpm", "lcm"])
