@@ -107,7 +107,8 @@ class ReferenceNet2D(ModelMixin, ConfigMixin):
 
         Args:
             latents_BCTHW: Clean latents; T counts the reference images of a clip.
-            tokens: Image tokens of the reference, or the text: ``_BLD``, ``_BTLD``, or ``[R, L, D]``.
+            tokens: Image tokens of the reference, or the text: ``_BLD``, ``_BTLD`` or
+                ``_RLD``.
             timestep: One number, or one a clip or image; the released network is run at 0.
 
         Returns:

@@ -408,6 +408,13 @@ class UNet3DConditionModel(ModelMixin, ConfigMixin):
             found["mid_block_refer_emb_attns"] = references.mid
         for name, features_BCTHW in found.items():
             _check_batch(features_BCTHW, batch, f"reference features of {name}")
+            width = self.get_submodule(name).to_k.in_features
+            if features_BCTHW.shape[1] != width:
+                raise ShapeError(
+                    f"{name} reads features of {width} channels, got {features_BCTHW.shape[1]}. "
+                    "The last down block reads an earlier block's features, so with 2 layers a "
+                    "block the last two levels must be equally wide, with 1 the second and the last"
+                )
         return found
 
 
