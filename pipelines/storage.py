@@ -381,7 +381,7 @@ class Store:
     ) -> None:
         """Write and fsync a temporary file, give it its name with ``place``, fsync the folder."""
         target, folder = Path(self._full(path)), Path(self._full(TEMPORARY))
-        folder.mkdir(parents=True, exist_ok=True)
+        _make_folder(folder)
         temporary = folder / f"{os.getpid()}-{uuid.uuid4().hex}"
         try:
             with temporary.open("wb") as sink:
@@ -389,8 +389,14 @@ class Store:
                     sink.write(block)
                 sink.flush()
                 os.fsync(sink.fileno())
-            target.parent.mkdir(parents=True, exist_ok=True)
-            place(temporary, target)
+            for trial in range(NUM_TRIES):
+                _make_folder(target.parent)
+                try:
+                    place(temporary, target)
+                    break
+                except FileNotFoundError:  # the folder was cleared away by another process
+                    if trial == NUM_TRIES - 1:
+                        raise
             _sync_folder(target.parent)
         finally:
             temporary.unlink(missing_ok=True)
@@ -450,6 +456,15 @@ def _blocks(content: bytes | Path) -> Iterator[bytes]:
     with content.open("rb") as stream:
         while block := stream.read(COPY_BYTES):
             yield block
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and its parents; each new name is synced, so a power cut cannot lose it."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync_folder(folder.parent)
 
 
 def _sync_folder(folder: Path) -> None:

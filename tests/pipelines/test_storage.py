@@ -140,6 +140,23 @@ def test_local_files_are_complete_before_they_have_a_name(
     assert list((tmp_path / TEMPORARY).iterdir()) == []
 
 
+def test_a_folder_cleared_away_in_the_middle_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(str(tmp_path))
+    link, cleared = storage.os.link, []
+
+    def clear_first(source: Path, target: Path) -> None:
+        if not cleared:
+            cleared.append(target.parent.rmdir())
+        link(source, target)
+
+    monkeypatch.setattr(storage.os, "link", clear_first)
+    assert store.create("work/a/attempts/1.json", b"x") == b"x"
+    assert cleared
+    assert store.read("work/a/attempts/1.json") == b"x"
+
+
 # Races between processes --------------------------------------------------------------------------
 
 
@@ -286,6 +303,7 @@ def test_short_outages_are_waited_out(s3_store: Store, s3_server: S3Server) -> N
     assert fault.times == 0
 
 
+@pytest.mark.slow
 def test_a_large_upload_is_conditional_too(s3_store: Store, tmp_path: Path) -> None:
     video = tmp_path / "video.mp4"
     video.write_bytes(bytes(101 * 2**20))  # above s3fs's limit for a single put
