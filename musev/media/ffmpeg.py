@@ -35,6 +35,9 @@ def input_name(path: Path) -> str:
 def check_file(path: Path) -> None:
     """Refuse a file that ffmpeg could only complain about in its own words.
 
+    Args:
+        path: The file.
+
     Raises:
         MediaError: If there is no such file, or it is empty.
     """

@@ -168,6 +168,25 @@ def test_bad_file_is_named_with_what_is_wrong(kind: str, tmp_path: Path) -> None
     assert message.rstrip().endswith((".", ")"))
 
 
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP"])
+def test_any_damage_is_a_media_error_or_a_picture(kind: str) -> None:
+    """Decoders stumble over damage in many ways; none of them may escape under its own name."""
+    whole = bytearray(_saved(Image.fromarray(_picture()), kind))
+    rng = np.random.default_rng(3)
+    num_refused = 0
+    for _ in range(150):
+        data = whole.copy()
+        for place in rng.integers(0, len(data), size=rng.integers(1, 6)):
+            data[place] = rng.integers(0, 256)
+        try:
+            image = read_image(bytes(data[: rng.integers(1, len(data) + 1)]))
+        except MediaError:
+            num_refused += 1
+        else:
+            assert image.shape[2] == 3
+    assert num_refused > 30
+
+
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     with pytest.raises(MediaError, match=r"gone\.png.*No such file"):
         read_image(tmp_path / "gone.png")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tracemalloc
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -165,6 +166,19 @@ def test_reading_stops_ffmpeg_when_the_reader_stops(tmp_path: Path) -> None:
     frames = read_video(path)
     next(frames)
     frames.close()
+
+
+def test_memory_does_not_grow_with_length(tmp_path: Path) -> None:
+    path = tmp_path / "long.mp4"
+    num_frames, frame_bytes = 400, 64 * 48 * 3
+    tracemalloc.start()
+    try:
+        write_segment(path, moving_frames(num_frames), fps=8)
+        assert sum(1 for _ in read_video(path)) == num_frames
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < num_frames * frame_bytes / 4
 
 
 def test_rotation_marks_are_obeyed(tmp_path: Path) -> None:
