@@ -167,8 +167,11 @@ class Ledger:
     # What is settled
 
     def committed_ids(self) -> set[str]:
-        """Ids of all committed samples, from one listing."""
-        return set(self._list_records(COMMITS))
+        """Ids of all committed samples, from one listing; StorageError names empty records."""
+        sizes = {path: size for path, size in self.store.list(COMMITS).items() if _is_record(path)}
+        if empty := [self.store.uri_of(path) for path, size in sizes.items() if not size]:
+            raise StorageError(_damage(empty))
+        return {Path(path).stem for path in sizes}
 
     def committed(self) -> dict[str, Record]:
         """All commit records by sample id; StorageError names any that are damaged."""
@@ -228,11 +231,15 @@ class Ledger:
         """Note that this run ends in order (``finished``, ``interrupted``).
 
         Attempts it leaves behind are then held against no row. Call it on Ctrl-C and on SIGTERM.
+        Best effort: a store that is silent at the very end must not hide why the run ended.
 
         Args:
             reason: For people who look.
         """
-        self.store.put(f"{_RUNS}/{self.run_id}.json", _dump({"reason": reason, "at": _now()}))
+        try:
+            self.store.put(f"{_RUNS}/{self.run_id}.json", _dump({"reason": reason, "at": _now()}))
+        except StorageError as error:
+            logger.warning("the end of run %s is not on record: %s", self.run_id, error)
 
     def commit(
         self, sample_id: str, attempt_id: str, local_mp4: str | Path, record: Mapping[str, Any]
@@ -411,10 +418,10 @@ class Ledger:
             logger.warning("work of sample %s stays for now: %s", sample_id, error)
 
     def _list_records(self, folder: str) -> list[str]:
-        return [Path(path).stem for path in self.store.list(folder) if path.endswith(".json")]
+        return [Path(path).stem for path in self.store.list(folder) if _is_record(path)]
 
     def _read_records(self, folder: str) -> dict[str, Record]:
-        paths = [path for path in self.store.list(folder) if path.endswith(".json")]
+        paths = [path for path in self.store.list(folder) if _is_record(path)]
         records, damaged = {}, []
         for path, data in self.store.read_many(paths).items():
             try:
@@ -455,6 +462,10 @@ def _run_of(data: bytes) -> str | None:
         return _parse(FAILURES, data).get("run_id")
     except StorageError:
         return None
+
+
+def _is_record(path: str) -> bool:
+    return path.endswith(".json")
 
 
 def _record_path(folder: str, sample_id: str) -> str:

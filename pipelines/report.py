@@ -279,7 +279,7 @@ def _table_row(row: Mapping[str, Any]) -> str:
     return (
         f"<tr class={status}><td>{name}</td><td><span>{status}</span></td>"
         f"<td>{kind}{html.escape(str(words or ''))}</td>"
-        f"<td>{html.escape(describe({**request, **row}))}</td>"
+        f"<td>{html.escape(describe({**request, **{k: v for k, v in row.items() if v is not None}}))}</td>"
         f"<td class=number>{f'{seconds:.1f} s' if seconds else ''}</td>"
         f"<td class=number>{html.escape(str(row.get('attempts') or ''))}</td></tr>"
     )

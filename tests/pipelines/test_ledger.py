@@ -311,6 +311,17 @@ def test_a_damaged_commit_record_is_named_and_can_be_mended(
     assert set(ledger.committed()) == {NAME, OTHER}
 
 
+def test_an_empty_commit_record_is_seen_in_the_listing(ledger: Ledger) -> None:
+    ledger.store.put(f"commits/{NAME}.json", b"")
+    with pytest.raises(StorageError, match=f"commits/{NAME}.json"):
+        ledger.committed_ids()
+
+
+def test_the_end_of_a_run_never_hides_its_reason(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("not a folder")
+    Ledger(f"{tmp_path}/out").end_run("finished")
+
+
 def test_a_ledger_that_was_used_travels(ledger: Ledger, video: Path) -> None:
     ledger.commit(NAME, ledger.begin_attempt(NAME).id, video, {})
     copy = pickle.loads(pickle.dumps(ledger))
