@@ -52,7 +52,7 @@ def manifest(
         typer.Argument(help="Where to write it: .parquet, .csv or .jsonl.", metavar="[DST]"),
     ] = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Check every row as a run would (media stay unopened).")
+        bool, typer.Option("--check", help="Check every row as a run does before it fetches media.")
     ] = False,
     profile: ProfileOption = DEFAULT_PROFILE,
     changes: SetOption = None,

@@ -17,7 +17,7 @@ from pipelines.checks import check_type, media_uri
 from pipelines.musev_tasks import read_tasks
 from pipelines.resolve import resolve_rows, seed_for
 from pipelines.rows import MANIFEST_COLUMNS, WHOLE_ROW, BadCell
-from pipelines.tables import READERS, WRITERS, read_parquet
+from pipelines.tables import READERS, WRITERS, UnreadableFileError, read_parquet
 
 __all__ = [
     "RawManifest",
@@ -106,9 +106,7 @@ def _read_folder(fs: fsspec.AbstractFileSystem, path: str) -> list[dict[str, Any
         with fs.open(name, "rb") as handle:
             try:
                 rows.extend(read_parquet(handle, name))
-            except ManifestError as problem:
-                if "unknown column" in str(problem) or "appears twice" in str(problem):
-                    raise
+            except UnreadableFileError as problem:
                 unreadable += 1
                 rows.append({WHOLE_ROW: BadCell(str(problem))})
     if unreadable == len(files):

@@ -27,6 +27,10 @@ _DAMAGE = (pa.ArrowException, OSError, ValueError)
 _ROWS_PER_GROUP = 1000  # damage to a column chunk costs at most this many rows
 
 
+class UnreadableFileError(ManifestError):
+    """One file gives no rows at all; other files of the same manifest may."""
+
+
 def read_parquet(handle: BinaryIO, where: str) -> list[RawRow]:
     """Read a Parquet file; a damaged column chunk costs only the rows of its row group.
 
@@ -38,13 +42,14 @@ def read_parquet(handle: BinaryIO, where: str) -> list[RawRow]:
         One dict a row, every column of the file present.
 
     Raises:
-        ManifestError: If the footer is unreadable or a column is unknown.
+        UnreadableFileError: If the footer is unreadable. An unknown column is a ManifestError.
     """
     try:
         file = pq.ParquetFile(handle, page_checksum_verification=True)
         names = file.schema_arrow.names
+        _check_counts(file.metadata)
     except _DAMAGE as problem:
-        raise ManifestError(
+        raise UnreadableFileError(
             f"{where}: not a readable Parquet file ({_first_line(problem)}). Write it again."
         ) from None
     check_names(names, where)
@@ -55,25 +60,40 @@ def read_parquet(handle: BinaryIO, where: str) -> list[RawRow]:
     return rows
 
 
+def _check_counts(footer: pq.FileMetaData) -> None:
+    counts = [footer.row_group(i).num_rows for i in range(footer.num_row_groups)]
+    if min(counts, default=0) < 0 or sum(counts) != footer.num_rows:
+        raise ValueError("its row counts contradict each other")
+
+
 def _read_group(
     file: pq.ParquetFile, group: int, names: Sequence[str], where: str
 ) -> list[list[Any]]:
+    num_rows = file.metadata.row_group(group).num_rows
     try:
         table = file.read_row_group(group)
-        return [_values(table.column(name), name, where) for name in names]
+        columns = [_values(table.column(name), name, where) for name in names]
+        if all(len(values) == num_rows for values in columns):
+            return columns
     except _DAMAGE:
-        return [_read_chunk(file, group, name, where) for name in names]
+        pass  # which column it was shows below, one at a time
+    return [_read_chunk(file, group, name, where) for name in names]
 
 
 def _read_chunk(file: pq.ParquetFile, group: int, name: str, where: str) -> list[Any]:
+    num_rows = file.metadata.row_group(group).num_rows
     try:
-        return _values(file.read_row_group(group, columns=[name]).column(0), name, where)
+        values = _values(file.read_row_group(group, columns=[name]).column(0), name, where)
+        if len(values) == num_rows:
+            return values
+        detail = f"{len(values)} values for {num_rows} rows"
     except _DAMAGE as problem:
-        reason = (
-            f"{where}: column {name!r} is unreadable in row group {group} "
-            f"({_first_line(problem)}). Write the file again."
-        )
-        return [BadCell(reason)] * file.metadata.row_group(group).num_rows
+        detail = _first_line(problem)
+    reason = (
+        f"{where}: column {name!r} is unreadable in row group {group} ({detail}). "
+        "Write the file again."
+    )
+    return [BadCell(reason)] * num_rows
 
 
 def _values(column: pa.ChunkedArray, name: str, where: str) -> list[Any]:
@@ -110,6 +130,11 @@ def read_csv(data: bytes, where: str) -> list[RawRow]:
     Raises:
         ManifestError: If there is no header, or a column is unknown.
     """
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        # pyarrow drops a misshaped row without a word if it is not UTF-8 as well.
+        data = data.decode(errors="replace").encode()
     misshaped: list[tuple[int, str]] = []
 
     def keep_place(row: pa_csv.InvalidRow) -> str:
@@ -152,8 +177,10 @@ def read_csv(data: bytes, where: str) -> list[RawRow]:
 def _csv_cell(name: str, raw: bytes | None, where: str) -> Any:
     if raw is None:
         return None
-    text = _decode(raw, name, where)
-    return text if isinstance(text, BadCell) else parse_cell(MANIFEST_COLUMNS[name], text)
+    text = raw.decode()
+    if "\ufffd" in text:
+        return BadCell(f"{where}: not UTF-8 text in column {name!r}. Save it as UTF-8.")
+    return parse_cell(MANIFEST_COLUMNS[name], text)
 
 
 def read_jsonl(data: bytes, where: str) -> list[RawRow]:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from musev.errors import ManifestError
@@ -66,6 +68,13 @@ def test_one_unreadable_file_of_a_folder_is_one_failure(tmp_path: Path) -> None:
     assert [request.request_id for request in requests] == ["a"]
     assert failures[0].request_id == "row-2"
     assert "part-1.parquet" in failures[0].message
+
+
+def test_a_misspelt_column_in_a_folder_stops_the_manifest(tmp_path: Path) -> None:
+    write_manifest([{"request_id": "a", "prompt": "p"}], str(tmp_path / "part-0.parquet"))
+    pq.write_table(pa.table({"request_id": ["b"], "promt": ["p"]}), tmp_path / "part-1.parquet")
+    with pytest.raises(ManifestError, match="Did you mean 'prompt'"):
+        read_manifest(str(tmp_path))
 
 
 def test_a_folder_with_nothing_readable_is_an_error(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import io
+import random
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +122,22 @@ def test_a_flipped_bit_is_found_by_the_page_checksum() -> None:
     assert isinstance(row["prompt"], BadCell)
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_random_damage_costs_rows_or_the_file_but_never_raises_otherwise(seed: int) -> None:
+    rows = [{"request_id": f"r{i}", "prompt": f"p {i}", "control": ["x"]} for i in range(50)]
+    chance = random.Random(seed)
+    for data, read in (
+        (write_parquet(rows), lambda data: read_parquet(io.BytesIO(data), "m")),
+        (write_csv(rows), lambda data: read_csv(data, "m")),
+        (write_jsonl(rows), lambda data: read_jsonl(data, "m")),
+    ):
+        damaged = bytearray(data)
+        for _ in range(3):
+            damaged[chance.randrange(len(data))] = chance.randrange(256)
+        with contextlib.suppress(ManifestError):
+            assert all(isinstance(row, dict) for row in read(bytes(damaged)))
+
+
 def test_text_that_is_not_utf8_costs_one_row() -> None:
     raw = pa.array([b"fine", b"\xff\xfe", None])
     text = pa.StringArray.from_buffers(3, *raw.buffers()[1:], raw.buffers()[0])
@@ -167,6 +185,12 @@ def test_csv_cell_that_is_not_utf8_costs_one_row() -> None:
     rows = read_csv(b"request_id,prompt\na,\xff\nb,fine\n", "m.csv")
     assert isinstance(rows[0]["prompt"], BadCell)
     assert rows[1]["prompt"] == "fine"
+
+
+def test_csv_row_of_the_wrong_width_is_kept_even_if_it_is_not_utf8() -> None:
+    rows = read_csv(b"request_id,prompt\na,1\nb,\xff,3\nc,4\n", "m.csv")
+    assert len(rows) == 3
+    assert "row 2 has 3 cells" in rows[1][WHOLE_ROW].reason
 
 
 @pytest.mark.parametrize(
