@@ -177,7 +177,7 @@ def make_card(ledger: Ledger, row: Mapping[str, Any]) -> Card:
     return Card(
         name=str(row["request_id"]),
         prompt=str(row.get("prompt") or request.get("prompt") or ""),
-        facts=describe({**request, **{k: v for k, v in row.items() if v is not None}}),
+        facts=describe(_known(row)),
         status=str(row["status"]),
         source="  ·  ".join(
             str(row[name]) for name in ("error_stage", "error_class") if row.get(name)
@@ -279,7 +279,7 @@ def _table_row(row: Mapping[str, Any]) -> str:
     return (
         f"<tr class={status}><td>{name}</td><td><span>{status}</span></td>"
         f"<td>{kind}{html.escape(str(words or ''))}</td>"
-        f"<td>{html.escape(describe({**request, **{k: v for k, v in row.items() if v is not None}}))}</td>"
+        f"<td>{html.escape(describe(_known(row)))}</td>"
         f"<td class=number>{f'{seconds:.1f} s' if seconds else ''}</td>"
         f"<td class=number>{html.escape(str(row.get('attempts') or ''))}</td></tr>"
     )
@@ -291,6 +291,12 @@ def _pairs(values: Mapping[str, Any]) -> str:
         for name, value in values.items()
     )
     return "".join(rows) or "<tr><td class=soft>none</td></tr>"
+
+
+def _known(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What was asked for, overlaid with what was measured."""
+    measured = {name: value for name, value in row.items() if value is not None}
+    return {**(row.get("request") or {}), **measured}
 
 
 def _failed(row: Mapping[str, Any]) -> bool:
