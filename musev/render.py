@@ -8,6 +8,7 @@ Read :func:`render_clip` first; the rest are its verbs, in order. The cluster ca
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from musev.config import ClipRequest, EncoderConfig, SamplingConfig
 from musev.denoise.loop import denoise_clip
+from musev.denoise.noise import mix_condition
 from musev.denoise.solvers import Solver, make_solver
 from musev.denoise.sources import NoiseSource, make_noise_source
 from musev.denoise.windows import Window
@@ -34,7 +36,7 @@ from musev.models.bundle import ModelBundle
 from musev.models.image_prompt import encode_image_prompt
 from musev.models.text import encode_prompts
 from musev.models.unet import UNet3DConditionModel, UNetConditioning
-from musev.models.vae import decode_latents, encode_frames
+from musev.models.vae import decode_latents, encode_frames, scale_factor
 
 LATENT_CHANNELS = 4
 OnProgress = Callable[[str, int, int], None]
@@ -42,10 +44,7 @@ OnProgress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class ClipMedia:
-    """The pictures of one request as read: uint8 RGB ``YXC`` of any size, or None.
-
-    Several pictures of one kind may be given as ``TYXC`` of equal size.
-    """
+    """The pictures of one request: uint8 RGB ``YXC``, or ``TYXC`` for several of one kind."""
 
     condition_image: np.ndarray | None = None
     reference_image: np.ndarray | None = None
@@ -93,7 +92,7 @@ def render_clip(
         MediaError: If the video cannot be encoded.
     """
     with torch.inference_mode():
-        conditions = encode_conditions(bundle, request, media)
+        conditions = encode_conditions(bundle, request, fit_media(request, media))
         latents_BCTHW = denoise_request(bundle, request, conditions, on_progress=on_progress)
         segments = decode_segments(bundle, latents_BCTHW, encoder.segment_frames)
         return write_video(
@@ -104,6 +103,32 @@ def render_clip(
             encoder=encoder,
             on_progress=on_progress,
         )
+
+
+def fit_media(request: ClipRequest, media: ClipMedia) -> ClipMedia:
+    """Crop and resize every picture to the clip's size.
+
+    Args:
+        request: Gives the size and how to crop.
+        media: Pictures of any size.
+
+    Returns:
+        The pictures as ``TYXC`` of the clip's size.
+    """
+    fit = functools.partial(
+        fit_image,
+        width=request.width,
+        height=request.height,
+        exact_upstream=request.sampling.image_fit == "upstream",
+    )
+    given = {name: getattr(media, name) for name in ClipMedia.__dataclass_fields__}
+    return ClipMedia(
+        **{
+            name: np.stack([fit(item) for item in (picture if picture.ndim == 4 else [picture])])
+            for name, picture in given.items()
+            if picture is not None
+        }
+    )
 
 
 def encode_conditions(
@@ -117,7 +142,7 @@ def encode_conditions(
     Args:
         bundle: The loaded networks.
         request: Prompts, sizes and guidance.
-        media: Its pictures.
+        media: Its pictures at the clip's size, from :func:`fit_media`.
 
     Returns:
         Keys and values of every layer, and the conditioning frames' latents.
@@ -133,13 +158,9 @@ def encode_conditions(
         [request.prompt],
         [request.negative_prompt] if guided else None,
     )
-    fitted = {
-        name: _fit(getattr(media, name), request)
-        for name in ("condition_image", "reference_image", "ip_adapter_image")
-    }
-    condition_TYXC = fitted["condition_image"]
-    reference_TYXC = _first_given(fitted["reference_image"], condition_TYXC)
-    image_prompt_TYXC = _first_given(fitted["ip_adapter_image"], condition_TYXC)
+    condition_TYXC = media.condition_image
+    reference_TYXC = _first_given(media.reference_image, condition_TYXC)
+    image_prompt_TYXC = _first_given(media.ip_adapter_image, condition_TYXC)
 
     attachments: list[ImagePrompt | ReferenceFeatures] = []
     tokens_BLD = None
@@ -147,7 +168,7 @@ def encode_conditions(
         tokens_BLD = encode_image_prompt(
             bundle.image_encoder,
             bundle.image_projection,
-            image_prompt_TYXC,
+            _as_image_prompt(request, image_prompt_TYXC),
             with_unconditional=guided,
         )
         attachments.append(ImagePrompt(tokens_BLD, scale=request.sampling.ip_adapter_scale))
@@ -207,7 +228,7 @@ def denoise_request(
             f"request {request.request_id!r}: num_frames is {request.num_frames}, but the condition "
             f"image is frame 0 already. Ask for {num_given + 1} frames or more."
         )
-    scale = bundle.vae_scale_factor
+    scale = scale_factor(bundle.vae)
     shape_BCTHW = (
         1,
         LATENT_CHANNELS,
@@ -255,9 +276,7 @@ def start_latents(
     noise_BCTHW = source.initial(shape_BCTHW)
     if frames_BCTHW is not None:
         noise_BCTHW = noise_BCTHW.to(frames_BCTHW.device)
-        weight = sampling.img_weight
-        mean_BC1HW = frames_BCTHW.mean(dim=2, keepdim=True)
-        noise_BCTHW = weight**0.5 * mean_BC1HW + (1 - weight) ** 0.5 * noise_BCTHW
+        noise_BCTHW = mix_condition(noise_BCTHW, frames_BCTHW, sampling.img_weight)
     return noise_BCTHW * solver.initial_scale
 
 
@@ -362,15 +381,15 @@ def _refuse_unusable_media(bundle: ModelBundle, request: ClipRequest) -> None:
             )
 
 
-def _fit(picture: np.ndarray | None, request: ClipRequest) -> np.ndarray | None:
-    if picture is None:
-        return None
-    pictures = picture if picture.ndim == 4 else picture[None]
-    exact = request.sampling.image_fit == "upstream"
+def _as_image_prompt(request: ClipRequest, picture_TYXC: np.ndarray) -> np.ndarray:
+    """Upstream crops and resizes once more, by another filter, on the way to CLIP."""
+    if request.sampling.image_fit != "upstream":
+        return picture_TYXC
+    size = {"width": request.width, "height": request.height}
     return np.stack(
         [
-            fit_image(item, width=request.width, height=request.height, exact_upstream=exact)
-            for item in pictures
+            fit_image(item, **size, exact_upstream=True, resampling="bicubic")
+            for item in picture_TYXC
         ]
     )
 

@@ -50,9 +50,7 @@ def denoise_clip(
     scales = guidance_scales(sampling.guidance, solver.num_steps)
     state = SolverState(latents_BCTHW)
     for step in range(solver.num_steps):
-        windows = plan_windows(
-            num_frames, sampling.windows, step=step, num_steps=solver.num_steps
-        )
+        windows = plan_windows(num_frames, sampling.windows, step=step, num_steps=solver.num_steps)
         noisy_BCTHW = solver.scale_input(state.latents, step)
         timestep = solver.timesteps[step]
         estimates = [

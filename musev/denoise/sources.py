@@ -12,11 +12,8 @@ import torch
 from torch import Tensor
 
 from musev.config import SamplingConfig
-from musev.denoise.noise import UpstreamNoise, counter_noise
+from musev.denoise.noise import NoiseStream, UpstreamNoise, counter_noise
 from musev.denoise.solvers import Solver
-
-INITIAL_STREAM = 0
-STEP_STREAM = 1
 
 
 class NoiseSource(Protocol):
@@ -45,13 +42,13 @@ class CounterSource:
 
     def initial(self, shape_BCTHW: Sequence[int]) -> Tensor:
         """Draw the noise a clip starts from; float32, unit variance."""
-        return self._draw(INITIAL_STREAM, 0, shape_BCTHW)
+        return self._draw(NoiseStream.INITIAL, 0, shape_BCTHW)
 
     def during(self, solver: Solver, step: int, shape_BCTHW: Sequence[int]) -> Tensor | None:
         """Draw the noise of one step where the solver's formula has a noise term."""
         if not solver.needs_noise(step):
             return None
-        return self._draw(STEP_STREAM, step, shape_BCTHW)
+        return self._draw(NoiseStream.STEP, step, shape_BCTHW)
 
     def _draw(self, stream: int, step: int, shape_BCTHW: Sequence[int]) -> Tensor:
         num_clips, channels, num_frames, height, width = shape_BCTHW
@@ -60,7 +57,7 @@ class CounterSource:
             [
                 counter_noise(
                     seed=self._seed,
-                    stream=2 * clip + stream,
+                    stream=len(NoiseStream) * clip + stream,
                     frames=frames,
                     step=step,
                     shape_CHW=(channels, height, width),
@@ -107,5 +104,4 @@ def make_noise_source(sampling: SamplingConfig, seed: int, *, first_frame: int =
     if sampling.noise == "counter":
         return CounterSource(seed, w_ind_noise=sampling.w_ind_noise, first_frame=first_frame)
     generator = torch.Generator("cpu").manual_seed(seed)
-    kind = sampling.noise.removeprefix("upstream_")
-    return UpstreamSource(UpstreamNoise(generator, kind, sampling.w_ind_noise))
+    return UpstreamSource(UpstreamNoise(generator, sampling.noise, sampling.w_ind_noise))
