@@ -196,13 +196,16 @@ def measure_seconds(
         torch.cuda.reset_peak_memory_stats()
     with torch.inference_mode():
         prepare_s, conditioning = timed(lambda: unet.prepare(text, request), device)
+        start_cpu_s = time.process_time()
         steps_s = [
             timed(lambda: unet(noisy, 500, conditioning, call), device)[0] for _ in range(repeats)
         ]
+        cpu_s = (time.process_time() - start_cpu_s) / repeats
     return {
         "prepare_s": prepare_s,
         "step_s": statistics.median(steps_s),
         "steps_s": steps_s,
+        "step_cpu_s": cpu_s,
         "peak_gb": peak_gb(device),
         "conditioning_mb": conditioning_mb(conditioning),
         "load_1min": os.getloadavg()[0],
@@ -249,7 +252,9 @@ def conditioning_mb(conditioning: UNetConditioning) -> float:
 def show(rows: list[dict[str, Any]], *, split: bool) -> None:
     """Print the table, and the split of every row where asked."""
     console = Console(width=150)
-    table = Table("case", "step TFLOP", "original", "ratio", "prepare TFLOP", "step s", "peak GB")
+    table = Table(
+        "case", "step TFLOP", "original", "ratio", "prepare TFLOP", "step s", "CPU s", "peak GB"
+    )
     for row in rows:
         baseline = row["case"]["baseline"]
         table.add_row(
@@ -259,6 +264,7 @@ def show(rows: list[dict[str, Any]], *, split: bool) -> None:
             f"{row['step_tflop'] / baseline:.3f}" if baseline else "-",
             f"{row['prepare_tflop']:.3f}",
             f"{row['step_s']:.2f}" if "step_s" in row else "-",
+            f"{row['step_cpu_s']:.1f}" if "step_cpu_s" in row else "-",
             f"{row['peak_gb']:.1f}" if "peak_gb" in row else "-",
         )
     console.print(table)

@@ -11,6 +11,7 @@ lists.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,9 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from musev.errors import ConfigError
 from musev.models.attachments import UNetConditioning
 from musev.models.attention import ReferenceFuse, SpatialTransformer, to_maps
 from musev.models.temporal import TemporalConv, TemporalTransformer
+
+BLOCK_TYPES = ("CrossAttnDownBlock", "DownBlock", "CrossAttnUpBlock", "UpBlock")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,6 +322,85 @@ class UpBlock(Block):
         for upsample in self.upsamplers:
             x_RCHW = upsample(x_RCHW, skips[-1].shape[-2:])
         return x_RCHW
+
+
+def make_down_blocks(
+    types: Sequence[str],
+    channels: Sequence[int],
+    num_layers: int,
+    heads: Sequence[int],
+    settings: BlockSettings,
+) -> nn.ModuleList:
+    """Build the way down; every block but the last ends in a downsampler."""
+    return nn.ModuleList(
+        DownBlock(
+            channels[max(level - 1, 0)],
+            channels[level],
+            num_layers=num_layers,
+            settings=settings,
+            num_heads=heads[level],
+            transformers=has_transformers(kind),
+            downsample=level < len(channels) - 1,
+        )
+        for level, kind in enumerate(types)
+    )
+
+
+def make_up_blocks(
+    types: Sequence[str],
+    channels: Sequence[int],
+    num_layers: int,
+    heads: Sequence[int],
+    settings: BlockSettings,
+) -> nn.ModuleList:
+    """Build the way up; every block takes in one skip connection a layer, last made first used."""
+    made = [channels[0]]  # channels of the skip connections in the order in which they are made
+    for level, width in enumerate(channels):
+        made += [width] * (num_layers + (level < len(channels) - 1))
+    blocks = nn.ModuleList()
+    below = channels[-1]
+    for index, kind in enumerate(types):
+        level = len(channels) - 1 - index
+        used = [made.pop() for _ in range(num_layers + 1)]
+        blocks.append(
+            UpBlock(
+                below,
+                channels[level],
+                skip_channels=used,
+                settings=settings,
+                num_heads=heads[level],
+                transformers=has_transformers(kind),
+                upsample=level > 0,
+            )
+        )
+        below = channels[level]
+    return blocks
+
+
+def has_transformers(block_type: str) -> bool:
+    """Whether a block of this type has transformers; 2D and 3D names mean the same here.
+
+    Args:
+        block_type: A block type of the config, for example ``CrossAttnDownBlock2D``.
+
+    Returns:
+        True for the cross-attention blocks.
+
+    Raises:
+        ConfigError: If the type is unknown.
+    """
+    kind = block_type.removesuffix("2D").removesuffix("3D")
+    if kind not in BLOCK_TYPES:
+        raise ConfigError(
+            f"unknown block type {block_type!r}; known, each with 2D or 3D behind: "
+            f"{', '.join(BLOCK_TYPES)}"
+        )
+    return kind.startswith("CrossAttn")
+
+
+def spread(value: int | Sequence[int], count: int) -> tuple[int, ...]:
+    """Repeat a number for every level, or take the list of one number a level."""
+    return (value,) * count if isinstance(value, int) else tuple(value)
 
 
 def make_spatial(channels: int, num_heads: int, settings: BlockSettings) -> SpatialTransformer:

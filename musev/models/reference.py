@@ -17,14 +17,17 @@ from torch import Tensor, nn
 from musev.errors import ConfigError, ShapeError
 from musev.models.attachments import LayerConditioning, ReferenceFeatures, UNetConditioning
 from musev.models.attention import SpatialTransformer, to_tokens
-from musev.models.blocks import BlockSettings, MidBlock, NumberEmbedding, Step, sinusoid
-from musev.models.unet import (
+from musev.models.blocks import (
+    BlockSettings,
+    MidBlock,
+    NumberEmbedding,
+    Step,
     make_down_blocks,
     make_up_blocks,
-    name_layers,
-    spatial_transformers,
+    sinusoid,
     spread,
 )
+from musev.models.unet import name_layers, spatial_transformers
 
 DOWN_TYPES = ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D")
 UP_TYPES = ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D")

@@ -37,14 +37,15 @@ from musev.models.attachments import (
 from musev.models.attention import ReferenceFuse, SpatialTransformer, reference_tokens
 from musev.models.blocks import (
     BlockSettings,
-    DownBlock,
     MidBlock,
     NumberEmbedding,
     Step,
-    UpBlock,
     fuse_reference,
+    make_down_blocks,
     make_temporal,
+    make_up_blocks,
     sinusoid,
+    spread,
 )
 from musev.models.temporal import zero_frames
 
@@ -416,82 +417,6 @@ class UNet3DConditionModel(ModelMixin, ConfigMixin):
                     "block the last two levels must be equally wide, with 1 the second and the last"
                 )
         return found
-
-
-def make_down_blocks(
-    types: Sequence[str],
-    channels: Sequence[int],
-    num_layers: int,
-    heads: Sequence[int],
-    settings: BlockSettings,
-) -> nn.ModuleList:
-    """Build the way down; every block but the last ends in a downsampler."""
-    return nn.ModuleList(
-        DownBlock(
-            channels[max(level - 1, 0)],
-            channels[level],
-            num_layers=num_layers,
-            settings=settings,
-            num_heads=heads[level],
-            transformers=has_transformers(kind),
-            downsample=level < len(channels) - 1,
-        )
-        for level, kind in enumerate(types)
-    )
-
-
-def make_up_blocks(
-    types: Sequence[str],
-    channels: Sequence[int],
-    num_layers: int,
-    heads: Sequence[int],
-    settings: BlockSettings,
-) -> nn.ModuleList:
-    """Build the way up; every block takes in one skip connection a layer, last made first used."""
-    made = [channels[0]]  # channels of the skip connections in the order in which they are made
-    for level, width in enumerate(channels):
-        made += [width] * (num_layers + (level < len(channels) - 1))
-    blocks = nn.ModuleList()
-    below = channels[-1]
-    for index, kind in enumerate(types):
-        level = len(channels) - 1 - index
-        used = [made.pop() for _ in range(num_layers + 1)]
-        blocks.append(
-            UpBlock(
-                below,
-                channels[level],
-                skip_channels=used,
-                settings=settings,
-                num_heads=heads[level],
-                transformers=has_transformers(kind),
-                upsample=level > 0,
-            )
-        )
-        below = channels[level]
-    return blocks
-
-
-def has_transformers(block_type: str) -> bool:
-    """Whether a block of this type has transformers; 2D and 3D names mean the same here.
-
-    Args:
-        block_type: A block type of the config, for example ``CrossAttnDownBlock2D``.
-
-    Returns:
-        True for the cross-attention blocks.
-
-    Raises:
-        ConfigError: If the type is unknown.
-    """
-    kind = block_type.replace("2D", "").replace("3D", "")
-    if kind not in ("CrossAttnDownBlock", "DownBlock", "CrossAttnUpBlock", "UpBlock"):
-        raise ConfigError(f"unknown block type {block_type!r}; known: {DOWN_TYPES + UP_TYPES}")
-    return kind.startswith("CrossAttn")
-
-
-def spread(value: int | Sequence[int], count: int) -> tuple[int, ...]:
-    """Repeat a number for every level, or take the list of one number a level."""
-    return (value,) * count if isinstance(value, int) else tuple(value)
 
 
 def name_layers(network: nn.Module) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from musev.errors import ConfigError
 from musev.models.attachments import UNetConditioning
 from musev.models.blocks import (
     BlockSettings,
@@ -15,6 +16,7 @@ from musev.models.blocks import (
     Step,
     UpBlock,
     Upsample,
+    has_transformers,
     sinusoid,
 )
 from tests.goldens import model_case, model_weights
@@ -132,3 +134,11 @@ def test_without_frame_numbers_temporal_convolutions_are_skipped() -> None:
     assert torch.equal(out, net.resnets[0](x, step.time_RD))
     on, _ = net(x, Step(**{**vars(step), "frames_BTD": torch.randn(1, 3, 16)}))
     assert not torch.allclose(on, out)
+
+
+def test_block_types_of_two_and_three_dimensions_mean_the_same() -> None:
+    for suffix in ("2D", "3D"):
+        assert has_transformers("CrossAttnUpBlock" + suffix)
+        assert not has_transformers("DownBlock" + suffix)
+    with pytest.raises(ConfigError, match="unknown block type 'AttnDownBlock2D'"):
+        has_transformers("AttnDownBlock2D")

@@ -22,7 +22,7 @@ from musev.models.attachments import (
 )
 from musev.models.attention import Attention
 from musev.models.reference import ReferenceNet2D
-from musev.models.unet import RELEASED, UNet3DConditionModel, has_transformers, released_config
+from musev.models.unet import RELEASED, UNet3DConditionModel, released_config
 from tests.goldens import GOLDENS, require_goldens
 
 SIZES: dict[str, Any] = {
@@ -406,13 +406,6 @@ def test_released_networks_and_their_face_branch() -> None:
 def test_settings_of_no_released_network_are_refused(settings, phrase: str) -> None:
     with pytest.raises(ConfigError, match=phrase):
         UNet3DConditionModel(**SIZES, **settings)
-
-
-def test_unknown_block_type_is_refused() -> None:
-    assert has_transformers("CrossAttnUpBlock2D")
-    assert not has_transformers("DownBlock3D")
-    with pytest.raises(ConfigError, match="unknown block type 'AttnDownBlock2D'"):
-        has_transformers("AttnDownBlock2D")
 
 
 @pytest.mark.parametrize(
