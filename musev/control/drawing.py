@@ -1,8 +1,8 @@
 """Keypoints of people to OpenPose-style control pictures, exactly and fast.
 
 Two ways to draw the same picture. :func:`draw_body`, :func:`draw_hands` and :func:`draw_faces`
-are the original's drawing, pixel for pixel: whole-pixel ends, a limb half width of 4 pixels whatever
-the canvas. :func:`draw_skeletons` draws the body of one person in every frame of a clip, antialiased
+are the original's drawing, pixel for pixel: whole-pixel ends, a limb half width of 4 pixels on any
+canvas. :func:`draw_skeletons` draws the body of one person in every frame of a clip, antialiased
 and with widths that follow the canvas, which a canvas of 128 pixels needs.
 
 Axes here: T frame, N person, J joint (OpenPose body 18), Y X pixel rows and columns, C channel.
@@ -97,8 +97,9 @@ MIN_HALF_WIDTH_PX = 1.5
 """Thinner limbs lose their hue to antialiasing on small canvases."""
 
 _SHIFT = 4  # OpenCV's fixed point: coordinates carry 1/16 pixel
-_ELLIPSE_POINTS = 16
-_CIRCLE_POINTS = 12
+_FINE_PX = 3.0  # half width from which outlines get twice as many corners
+_ELLIPSE_POINTS = 12
+_CIRCLE_POINTS = 8
 
 
 def draw_body(
@@ -258,16 +259,17 @@ def _unit_circle(num_points: int) -> np.ndarray:
 def _skeleton_outlines(points_TJ2: np.ndarray, half_width: float) -> tuple[np.ndarray, np.ndarray]:
     """Outlines of all limbs and joints of a clip, in OpenCV's fixed point."""
     thin = half_width - _EDGE_PX
+    finer = 2 if half_width >= _FINE_PX else 1
     starts, ends = (points_TJ2[:, [limb[side] for limb in LIMBS]] for side in (0, 1))
     along = (ends - starts) / 2
     length = np.maximum(np.linalg.norm(along, axis=-1, keepdims=True), 1e-6)
     across = np.stack([-along[..., 1], along[..., 0]], axis=-1) / length * thin
-    circle = _unit_circle(_ELLIPSE_POINTS)
+    circle = _unit_circle(finer * _ELLIPSE_POINTS)
     limbs = (
         ((starts + ends) / 2)[:, :, None]
         + circle[:, :1] * along[:, :, None]
         + circle[:, 1:] * across[:, :, None]
     )
-    discs = points_TJ2[:, :, None] + thin * _unit_circle(_CIRCLE_POINTS)
+    discs = points_TJ2[:, :, None] + thin * _unit_circle(finer * _CIRCLE_POINTS)
     scale = 1 << _SHIFT
     return np.rint(limbs * scale).astype(np.int32), np.rint(discs * scale).astype(np.int32)
