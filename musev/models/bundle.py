@@ -1,0 +1,195 @@
+"""Everything one worker holds: the networks of a run, loaded once from any of three sources.
+
+Our own layout is a folder with ``musev_bundle.json``, which names the parts and the schedule, and
+one ``from_pretrained`` folder a part, weights as safetensors. It is written last of all, so that a
+folder with it is whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from torch import nn
+from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
+
+from musev.config import Precision, ScheduleConfig, WeightsConfig, to_plain
+from musev.errors import MusevError, WeightsError
+from musev.models import vae as vae_functions
+from musev.models.image_prompt import ImageProjection
+from musev.models.loading import DTYPES, load_net, load_tokenizer
+from musev.models.published import load_published
+from musev.models.reference import ReferenceNet2D
+from musev.models.unet import UNet3DConditionModel
+from musev.weights import BUNDLE_FILE, bundle_paths, read_config
+
+FORMAT = 1
+
+_NETWORKS: dict[str, type[nn.Module]] = {
+    "unet": UNet3DConditionModel,
+    "vae": AutoencoderKL,
+    "text_encoder": CLIPTextModel,
+    "referencenet": ReferenceNet2D,
+    "image_encoder": CLIPVisionModelWithProjection,
+    "image_projection": ImageProjection,
+}
+_REQUIRED = ("unet", "vae", "text_encoder", "tokenizer")
+# Their transformer blocks take the epsilon of WeightsConfig.
+_WITH_LAYER_NORM_EPS = ("unet", "referencenet")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelBundle:
+    """The networks of a run, frozen, on one device.
+
+    ``dtype`` is that of all networks but the VAE, which computes in float32.
+    """
+
+    unet: UNet3DConditionModel
+    vae: AutoencoderKL
+    tokenizer: CLIPTokenizer
+    text_encoder: CLIPTextModel
+    schedule: ScheduleConfig
+    referencenet: ReferenceNet2D | None = None
+    image_encoder: CLIPVisionModelWithProjection | None = None
+    image_projection: ImageProjection | None = None
+    device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        if (self.image_encoder is None) != (self.image_projection is None):
+            raise WeightsError("image_encoder and image_projection work only together")
+        for what, found, needed in _joints(self):
+            if found != needed:
+                raise WeightsError(f"parts do not fit together: {what} is {found}, needs {needed}")
+        num_rows = self.text_encoder.config.vocab_size
+        if len(self.tokenizer) > num_rows:
+            raise WeightsError(
+                f"parts do not fit together: tokenizer has {len(self.tokenizer)} tokens, the text "
+                f"encoder {num_rows}"
+            )
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels a latent row or column stands for."""
+        return vae_functions.scale_factor(self.vae)
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The networks that are there, by part name."""
+        found = {name: getattr(self, name) for name in _NETWORKS}
+        return {name: net for name, net in found.items() if net is not None}
+
+    def to(self, device: str | torch.device, precision: Precision = "float32") -> ModelBundle:
+        """Move the networks and set their precision; they are shared with the old bundle."""
+        for name, net in self.networks.items():
+            dtype = torch.float32 if name == "vae" else DTYPES[precision]
+            # Not diffusers' own ``to``, which warns about every change of precision.
+            nn.Module.to(net, device=device, dtype=dtype)
+        return dataclasses.replace(self, device=torch.device(device), dtype=DTYPES[precision])
+
+
+def _joints(bundle: ModelBundle) -> list[tuple[str, int, int]]:
+    """Widths that two parts must share."""
+    width, channels = bundle.unet.config.cross_attention_dim, bundle.unet.config.in_channels
+    joints = [
+        ("text_encoder width", bundle.text_encoder.config.hidden_size, width),
+        ("vae latent channels", bundle.vae.config.latent_channels, channels),
+    ]
+    if bundle.referencenet is not None:
+        config = bundle.referencenet.config
+        joints.append(("referencenet token width", config.cross_attention_dim, width))
+        joints.append(("referencenet latent channels", config.in_channels, channels))
+    if bundle.image_projection is not None and bundle.image_encoder is not None:
+        config = bundle.image_projection.config
+        embedding = bundle.image_encoder.config.projection_dim
+        joints.append(("image_projection token width", config.cross_attention_dim, width))
+        joints.append(("image_projection input width", config.clip_embeddings_dim, embedding))
+    return joints
+
+
+def load_bundle(
+    weights: WeightsConfig,
+    *,
+    device: str | torch.device = "cpu",
+    precision: Precision = "float32",
+) -> ModelBundle:
+    """Load the networks of a run; a key that is wrong, missing or extra anywhere is an error.
+
+    Args:
+        weights: Our own folder, the published folders, or a seed.
+        device: Where the networks go.
+        precision: Of all networks but the VAE, which stays in float32.
+
+    Returns:
+        The bundle, in evaluation mode, without gradients.
+    """
+    dtype = DTYPES[precision]
+    if weights.random_seed is not None:
+        # Here and not above: that module builds on this one.
+        from musev.models.tiny import make_tiny_bundle
+
+        bundle = make_tiny_bundle(weights.random_seed, layer_norm_eps=weights.layer_norm_eps)
+    elif weights.bundle is not None:
+        bundle = _load_own(Path(weights.bundle), weights.layer_norm_eps, dtype=dtype)
+    else:
+        bundle = ModelBundle(**load_published(weights, dtype=dtype))
+    return bundle.to(device, precision)
+
+
+def _load_own(folder: Path, layer_norm_eps: float, *, dtype: torch.dtype) -> ModelBundle:
+    index = read_config(folder, where="bundle", name=BUNDLE_FILE)
+    where = f"bundle at {folder}"
+    if index.get("format") != FORMAT:
+        raise WeightsError(
+            f"{where}: format {index.get('format')!r}, but this version reads {FORMAT}"
+        )
+    paths = {name: path for name, path in bundle_paths(folder).items() if name != "index"}
+    unknown = sorted(set(paths) - {*_NETWORKS, "tokenizer"})
+    missing = [name for name in _REQUIRED if name not in paths]
+    if unknown or missing:
+        raise WeightsError(f"{where}: unknown parts {unknown}, missing parts {missing}")
+    try:
+        schedule = ScheduleConfig(**index["schedule"])
+    except (MusevError, KeyError, TypeError) as error:
+        raise WeightsError(f"{where}: no usable schedule in {BUNDLE_FILE} ({error})") from error
+    parts: dict[str, Any] = {"tokenizer": load_tokenizer(paths.pop("tokenizer"))}
+    for name, path in paths.items():
+        eps = {"layer_norm_eps": layer_norm_eps} if name in _WITH_LAYER_NORM_EPS else {}
+        parts[name] = load_net(
+            _NETWORKS[name],
+            path,
+            dtype=torch.float32 if name == "vae" else dtype,
+            where=name,
+            overrides=eps,
+        )
+    return ModelBundle(schedule=schedule, **parts)
+
+
+def save_bundle(bundle: ModelBundle, folder: str | Path) -> None:
+    """Write a bundle in our own layout, in the precision it is in.
+
+    Args:
+        bundle: The networks.
+        folder: An empty or new folder.
+
+    Raises:
+        WeightsError: If the folder holds anything already.
+    """
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise WeightsError(f"{folder} is not empty; give a new folder for the bundle")
+    folder.mkdir(parents=True, exist_ok=True)
+    bundle.tokenizer.save_pretrained(folder / "tokenizer")
+    parts = {"tokenizer": {"class": type(bundle.tokenizer).__name__}}
+    for name, net in bundle.networks.items():
+        net.save_pretrained(folder / name, safe_serialization=True)
+        parts[name] = {"class": type(net).__name__}
+    index = {"format": FORMAT, "parts": parts, "schedule": to_plain(bundle.schedule)}
+    partial = folder / f"{BUNDLE_FILE}.part"
+    partial.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    partial.replace(folder / BUNDLE_FILE)
