@@ -6,6 +6,7 @@ Nothing here imports Ray at the top, so a dry run stays light.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,8 @@ from musev.errors import ConfigError
 MAX_ATTEMPTS = 3
 """A row that kills its worker this often is quarantined (DESIGN.md 6)."""
 
+POLL_S = 1.0
+"""How often a running dataset is looked after."""
 _STAGE_CPUS = 0.25
 _LOCAL_OBJECT_STORE_BYTES = 256 * 2**20  # rows are tiny; media never enter the object store
 
@@ -129,6 +132,61 @@ def configure_data(max_errored_rows: int = -1) -> None:
     context.execution_no_progress_timeout_s = -1  # default: fail after 30 idle minutes
     context.max_errored_blocks = max_errored_rows  # one row a block
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+def one_row_a_block(rows: list[Any]) -> Any:
+    """Make a dataset whose every block is one row: what is retried or lost is then one row."""
+    import ray
+
+    return ray.data.from_items(rows, override_num_blocks=len(rows))
+
+
+def stream_rows(
+    build: Callable[[list[Any]], Any],
+    rows: list[Any],
+    *,
+    watch: Callable[[], None] = lambda: None,
+) -> Iterator[Any]:
+    """Run a dataset in a Ray task of its own and hand its rows over as they come.
+
+    The task owns the dataset's actors. Whatever ends this generator (its end, an error in
+    ``watch``, Ctrl-C) ends the task and the actors with it; a dataset that hangs cannot take the
+    driver along.
+
+    Args:
+        build: Rows to a dataset; runs in the task.
+        rows: The rows.
+        watch: Called about once a second while nothing comes; may raise.
+
+    Yields:
+        Rows of the dataset.
+    """
+    import ray
+
+    if not rows:
+        return
+    stream = ray.remote(_run_dataset).options(num_cpus=0, max_retries=0).remote(build, rows)
+    try:
+        while True:
+            ready, _ = ray.wait([stream], timeout=POLL_S)
+            if not ready:
+                watch()
+                continue
+            try:
+                batch = ray.get(next(stream))
+            except StopIteration:
+                return
+            yield from batch
+    finally:
+        ray.cancel(stream, force=True)
+
+
+def _run_dataset(build: Callable[[list[Any]], Any], rows: list[Any]) -> Iterator[list[Any]]:
+    configure_data()
+    for batch in build(rows).iter_batches(
+        batch_size=None, prefetch_batches=0, batch_format="pandas"
+    ):
+        yield batch.to_dict("records")
 
 
 def connect() -> bool:

@@ -1,0 +1,313 @@
+"""Render a manifest of prompts and reference images to videos on storage.
+
+    python -m jobs.text_to_video --manifest requests.parquet --output s3://bucket/run
+
+Run the same command again after any interruption: committed rows are never rendered again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Annotated, TextIO
+
+import typer
+
+from jobs._cli import (
+    DEFAULT_PROFILE,
+    OK,
+    ROWS_FAILED,
+    TROUBLE,
+    ManifestOption,
+    OutputOption,
+    ProfileOption,
+    SetOption,
+    errors_as_status,
+    load_settings,
+)
+from musev.config import ClipRequest, to_plain
+from musev.errors import ManifestError
+from musev.weights import digest_weights
+from pipelines.ledger import RESULTS, Ledger, Record
+from pipelines.manifest import read_manifest, resolve_rows
+from pipelines.media_cache import MediaCache
+from pipelines.plan import RunPlan, plan_run
+from pipelines.progress import BoardView, Meter, describe_seconds
+from pipelines.report import CONTACT_SHEET, REPORT, Summary, write_report
+from pipelines.resources import connect, measure_cluster, plan_workers
+from pipelines.rows import RowFailure
+from pipelines.text_to_video import (
+    Graph,
+    OnTick,
+    Tally,
+    check_inputs_here,
+    run_text_to_video,
+)
+
+INTERRUPTED = 130
+_SHOWN_FAILURES = 20
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One invocation: what was asked for, and what the manifest turned out to hold."""
+
+    manifest: str
+    requests: Sequence[ClipRequest]
+    refused: Sequence[RowFailure]
+    graph: Graph
+    retry_failed: bool
+
+
+@app.command(help=__doc__)
+def text_to_video(
+    manifest: ManifestOption,
+    output: OutputOption,
+    profile: ProfileOption = DEFAULT_PROFILE,
+    changes: SetOption = None,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", help="Render workers; default: one a GPU, or one on the CPU."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, without starting Ray.")
+    ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try rows again that failed in an earlier run.")
+    ] = False,
+) -> None:
+    """Render a manifest of prompts and reference images to videos on storage."""
+    with errors_as_status():
+        job = _prepare(manifest, output, profile, changes or (), retry_failed)
+        status = _show_plan(job) if dry_run else _run(job, workers)
+    raise typer.Exit(status)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the job.
+
+    Args:
+        argv: Command line without the program's name; None for the process's own.
+
+    Returns:
+        Exit status: 0 all committed, 3 finished with failures, 2 wrong command or manifest, 130
+        interrupted, 1 otherwise.
+    """
+    try:
+        app(args=argv, prog_name="python -m jobs.text_to_video")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else TROUBLE
+    return OK
+
+
+def _prepare(
+    manifest: str, output: str, profile: str, changes: Sequence[str], retry_failed: bool
+) -> Job:
+    settings = load_settings(profile, changes)
+    raw = read_manifest(manifest)
+    if not raw.rows:
+        raise ManifestError(f"manifest {manifest} has no rows; there is nothing to render.")
+    requests, refused = resolve_rows(
+        raw.rows, settings.profile, raw.base_uri, find_profile=settings.find_profile
+    )
+    ledger = Ledger(output)
+    graph = Graph(
+        profile=settings.profile,
+        ledger=ledger,
+        cache=MediaCache(run_id=ledger.run_id),
+        model_digests=digest_weights(settings.profile.weights),
+    )
+    return Job(
+        manifest=manifest,
+        requests=requests,
+        refused=refused,
+        graph=graph,
+        retry_failed=retry_failed,
+    )
+
+
+def _show_plan(job: Job) -> int:
+    """Print the plan; nothing is written, and neither Ray nor torch is started."""
+    ledger = job.graph.ledger
+    plan = plan_run(
+        job.requests,
+        job.refused,
+        check_inputs_here(job.graph, job.requests),
+        committed=ledger.committed_ids(),
+        failed=ledger.failures(),
+        retry_failed=job.retry_failed,
+    )
+    typer.echo(f"manifest       {job.manifest}")
+    typer.echo(f"output         {ledger.out_uri}")
+    typer.echo(f"profile        {job.graph.profile.name}")
+    for line in plan.lines():
+        typer.echo(line)
+    return ROWS_FAILED if plan.problems or plan.failed_before else OK
+
+
+def _run(job: Job, workers: int | None) -> int:
+    started = time.monotonic()
+    teller = _Teller(sys.stderr)
+    ledger = job.graph.ledger
+    ended = "broken off"
+    try:
+        with _terminate_as_interrupt():
+            records, summary = _render(job, workers, teller, started)
+            ended = "finished"
+    except KeyboardInterrupt:
+        ended = "interrupted"
+        teller.say("interrupted; committed rows stay, run the same command again to go on")
+        return INTERRUPTED
+    finally:
+        _disconnect()
+        ledger.end_run(ended)
+    for line in _summary_lines(job, records, summary, time.monotonic() - started):
+        typer.echo(line)
+    return OK if summary.num_committed == summary.num_rows else ROWS_FAILED
+
+
+def _render(
+    job: Job, workers: int | None, teller: _Teller, started: float
+) -> tuple[list[Record], Summary]:
+    ledger = job.graph.ledger
+    teller.say(f"run {ledger.run_id}: {len(job.requests)} requests; starting Ray")
+    connect()
+    shape = measure_cluster()
+    num_workers = plan_workers(shape, workers)
+    graph = dataclasses.replace(job.graph, shape=shape, num_workers=num_workers)
+    teller.say("checking the rows and their media")
+    records = run_text_to_video(
+        graph,
+        job.requests,
+        job.refused,
+        retry_failed=job.retry_failed,
+        on_plan=lambda plan: _follow(plan, num_workers, teller),
+    )
+    teller.say("writing the report")
+    summary = write_report(
+        ledger,
+        records,
+        settings={"manifest": job.manifest, "profile": to_plain(graph.profile)},
+        wall_s=time.monotonic() - started,
+    )
+    return records, summary
+
+
+def _follow(plan: RunPlan, num_workers: int, teller: _Teller) -> OnTick:
+    """Tell the plan, and return what tells the progress."""
+    for line in plan.lines():
+        teller.say(line)
+    meter = Meter(plan.num_frames, num_workers=num_workers)
+    told = 0
+
+    def on_tick(tally: Tally, view: BoardView) -> None:
+        nonlocal told
+        for row in tally.outcomes[told:]:
+            if row["status"] != "committed":
+                teller.say(
+                    f"{row['request_id']} {row['status']}: {row['error_class']} in "
+                    f"{row['error_stage']}: {row['error_message']}"
+                )
+        told = len(tally.outcomes)
+        teller.progress(meter.measure(tally.outcomes, view).line())
+
+    return on_tick
+
+
+class _Teller:
+    """Writes lines for a person; on a terminal the progress line stays in place."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._in_place = stream.isatty()
+        self._every_s = 1.0 if self._in_place else 10.0
+        self._told_at = float("-inf")
+        self._last_line = ""
+
+    def say(self, line: str) -> None:
+        """Write a line of its own."""
+        erase = "\r\x1b[2K" if self._in_place else ""
+        self._stream.write(f"{erase}{line}\n")
+        self._stream.flush()
+
+    def progress(self, line: str) -> None:
+        """Write the progress line, unless it was told a moment ago or says nothing new."""
+        now = time.monotonic()
+        if now - self._told_at < self._every_s or line == self._last_line:
+            return
+        self._told_at, self._last_line = now, line
+        if self._in_place:
+            self._stream.write(f"\r\x1b[2K{line}")
+            self._stream.flush()
+        else:
+            self.say(line)
+
+
+@contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """Treat SIGTERM (``ray job stop``) like Ctrl-C, so that the run ends in order."""
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals belong to the main thread
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _disconnect() -> None:
+    if (ray := sys.modules.get("ray")) is not None:
+        ray.shutdown()
+
+
+def _summary_lines(
+    job: Job, records: Sequence[Record], summary: Summary, wall_s: float
+) -> list[str]:
+    ledger = job.graph.ledger
+    new = {
+        record["sample_id"]: record["num_frames"]
+        for record in records
+        if record["status"] == "committed" and record.get("run_id") == ledger.run_id
+    }
+    there = sum(
+        record["status"] == "committed" and record["sample_id"] not in new for record in records
+    )
+    frames = sum(new.values())
+    lines = [
+        f"committed      {len(new)} clips, {frames} frames, in {describe_seconds(wall_s)} "
+        f"({frames / wall_s:.2f} frames/s with start-up)",
+        f"already there  {there} rows",
+        f"failed         {summary.num_failed + summary.num_quarantined} rows",
+    ]
+    bad = [record for record in records if record["status"] != "committed"]
+    lines += [
+        f"  {record['request_id']}: {record['error_class']} in {record['error_stage']}: "
+        f"{record['error_message']}"
+        for record in bad[:_SHOWN_FAILURES]
+    ]
+    if len(bad) > _SHOWN_FAILURES:
+        lines.append(f"  ... and {len(bad) - _SHOWN_FAILURES} more in the results table")
+    lines += [
+        f"results table  {ledger.store.uri_of(RESULTS)}",
+        f"contact sheet  {ledger.store.uri_of(CONTACT_SHEET)}",
+        f"report         {ledger.store.uri_of(REPORT)}",
+    ]
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(main())

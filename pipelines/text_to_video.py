@@ -1,0 +1,343 @@
+"""Graph: requests in, videos with commit records on storage out.
+
+    requests -> load_inputs (tasks) -> [driver: drop what is settled] -> render + commit (actors)
+
+Two datasets, not one, for a reason: a fixed pool of render actors holds its GPUs from the first row
+on, so everything that needs no GPU (fetching, checking, naming, dropping) is over before it starts.
+Rows are tiny in both; pixels never enter Ray's object store. Render and commit share one process,
+because the mp4 between them lies in the worker's own folder; Ray would be free to run two operators
+on two machines. The commit is made inside the stage: what a dataset has yet to write when its
+driver dies is lost, what is committed is not.
+
+A row whose worker dies is tried again by Ray, and given up by its own count in storage. A row that
+vanishes with its worker, or a dataset that stands still, costs a new round over the rows that wait.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from musev.config import ClipRequest, Profile, to_plain
+from musev.errors import MusevError
+from pipelines.ledger import Ledger, Record, sample_id
+from pipelines.media_cache import MediaCache
+from pipelines.outcomes import Row, fail_row, failure_record, unsampled_id
+from pipelines.plan import RunPlan, plan_run
+from pipelines.progress import Board, BoardView, Pulse
+from pipelines.resources import (
+    MAX_ATTEMPTS,
+    ClusterShape,
+    apply_stage,
+    load_inputs_args,
+    one_row_a_block,
+    render_args,
+    stream_rows,
+)
+from pipelines.rows import RowFailure, request_columns, request_from_json, request_to_json
+from pipelines.stages.commit import CommitClip
+from pipelines.stages.load_inputs import STAGE as LOAD_INPUTS
+from pipelines.stages.load_inputs import load_inputs
+from pipelines.stages.render import LoadEngine, RenderClip, load_networks
+
+logger = logging.getLogger(__name__)
+
+SILENCE_S = 300.0
+"""Rows wait and no worker has been seen loading or working for so long: start a new round."""
+MANIFEST = RowFailure.stage
+_MAX_FRUITLESS_STARTS = 3
+_LOCAL_THREADS = 8
+
+
+class WorkersFailError(MusevError):
+    """Workers do not get as far as rendering, or rows never come back."""
+
+
+class _StalledError(Exception):
+    """A dataset stands still although rows wait."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """What the graph needs to know besides the rows; picklable, workers get a copy."""
+
+    profile: Profile
+    ledger: Ledger
+    cache: MediaCache
+    model_digests: dict[str, str]
+    shape: ClusterShape = field(default_factory=lambda: ClusterShape(num_cpus=1, num_gpus=0))
+    num_workers: int = 1
+    load_engine: LoadEngine = load_networks
+    silence_s: float = SILENCE_S
+
+    def name_sample(self, request: ClipRequest, media_digests: Mapping[str, str]) -> str:
+        """Name a request's video by everything that decides its bytes."""
+        return sample_id(
+            to_plain(request),
+            media_digests,
+            self.model_digests,
+            to_plain(self.profile.encoder),
+            settings={"precision": self.profile.precision},
+        )
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """Rows of the render phase: which still wait, and what became of the others."""
+
+    waiting: dict[str, Row]
+    outcomes: list[Row] = field(default_factory=list)
+
+    def settle(self, row: Row) -> None:
+        """Note a row's end; a second end of the same row is dropped."""
+        if self.waiting.pop(row["sample_id"], None) is not None:
+            self.outcomes.append(row)
+
+
+OnTick = Callable[[Tally, BoardView], None]
+
+
+def run_text_to_video(
+    graph: Graph,
+    requests: Sequence[ClipRequest],
+    refused: Sequence[RowFailure],
+    *,
+    retry_failed: bool = False,
+    on_plan: Callable[[RunPlan], OnTick],
+) -> list[Record]:
+    """Bring every row of a manifest to its end and write the results table.
+
+    Args:
+        graph: Where and with what.
+        requests: Resolved requests.
+        refused: Rows of the manifest that make no request.
+        retry_failed: Try rows again that failed in an earlier run.
+        on_plan: Told the plan once it is known; returns what is told of the progress.
+
+    Returns:
+        The rows of the results table.
+    """
+    ledger = graph.ledger
+    ledger.check()
+    ledger.clear_settled_work()
+    failures = ledger.failures()
+    checked = list(check_inputs(graph, requests))
+    plan = plan_run(
+        requests,
+        refused,
+        checked,
+        committed=ledger.committed_ids(),
+        failed=failures,
+        retry_failed=retry_failed,
+    )
+    _record_bad_rows(ledger, plan, failures)
+    on_tick = on_plan(plan)
+    if plan.to_render:
+        for row in plan.to_render:
+            if row["sample_id"] in failures:
+                ledger.clear_failure(row["sample_id"])
+        render_rows(graph, plan.to_render, on_tick=on_tick)
+    return ledger.write_results(
+        [
+            (requests[row["row"]].request_id, row["sample_id"], _own_columns(requests[row["row"]]))
+            for row in sorted(checked, key=lambda row: row["row"])
+        ],
+        [failure.to_record() for failure in refused],
+    )
+
+
+def _record_bad_rows(ledger: Ledger, plan: RunPlan, failures: Mapping[str, Record]) -> None:
+    """Put this manifest's bad rows on record, and forget what is no longer true of its rows."""
+    for failure in plan.refused:
+        ledger.fail(failure.sample_id, failure.to_record())
+    for row in plan.unreadable:
+        ledger.fail(row["sample_id"], failure_record(row, plan.request_of(row)))
+    bad_now = {failure.sample_id for failure in plan.refused}
+    bad_now |= {row["sample_id"] for row in plan.unreadable}
+    names = {request.request_id for request in plan.requests}
+    names |= {failure.request_id for failure in plan.refused}
+    for sample, record in failures.items():
+        before_render = record.get("error_stage") in (MANIFEST, LOAD_INPUTS)
+        if before_render and sample not in bad_now and record.get("request_id") in names:
+            ledger.clear_failure(sample)
+
+
+def _own_columns(request: ClipRequest) -> dict[str, Any]:
+    """Columns in which requests that share a video may still differ."""
+    return {"request": to_plain(request), **request_columns(to_plain(request))}
+
+
+def check_inputs(graph: Graph, requests: Sequence[ClipRequest]) -> Iterator[Row]:
+    """Fetch and check every request's media on the cluster, and name its sample.
+
+    Args:
+        graph: Where and with what.
+        requests: Resolved requests.
+
+    Yields:
+        One row a request, in no particular order: ``ready`` or ``failed``.
+    """
+    waiting = _input_rows(requests)
+    build = functools.partial(_inputs_dataset, graph=graph)
+    for _ in range(MAX_ATTEMPTS):
+        seen = set()
+        for row in stream_rows(build, waiting):
+            seen.add(row["row"])
+            yield row
+        waiting = [row for row in waiting if row["row"] not in seen]
+        if not waiting:
+            return
+        logger.warning("%d rows vanished while they were checked; trying again", len(waiting))
+    error = WorkersFailError(
+        f"the process that reads this row's media died {MAX_ATTEMPTS} times. Look at the files it "
+        "names: a decoder may crash on one of them."
+    )
+    for row in waiting:
+        request = request_from_json(row["request"])
+        named = {**row, "sample_id": unsampled_id(request), "media_digests": "{}"}
+        yield fail_row(named, stage=LOAD_INPUTS, error=error)
+
+
+def check_inputs_here(graph: Graph, requests: Sequence[ClipRequest]) -> list[Row]:
+    """Do what :func:`check_inputs` does in threads of this process, without Ray (for dry runs)."""
+    check = functools.partial(load_inputs, cache=graph.cache, name_sample=graph.name_sample)
+    with ThreadPoolExecutor(_LOCAL_THREADS) as pool:
+        return list(pool.map(check, _input_rows(requests)))
+
+
+def render_rows(graph: Graph, rows: Sequence[Row], *, on_tick: OnTick) -> list[Row]:
+    """Render and commit rows on the pool; every row ends committed, failed or quarantined.
+
+    Long clips start first, so that no worker is left with one at the end.
+
+    Args:
+        graph: Where and with what.
+        rows: Ready rows of :func:`check_inputs`, each sample once.
+        on_tick: Called about once a second and after every row.
+
+    Returns:
+        One outcome a row.
+
+    Raises:
+        WorkersFailError: If workers cannot load the networks, or rows keep vanishing.
+    """
+    from ray.exceptions import RayError
+
+    tally = Tally(waiting={row["sample_id"]: row for row in sorted(rows, key=_work, reverse=True)})
+    idle_rounds = 0
+    while tally.waiting:
+        num_waiting = len(tally.waiting)
+        try:
+            _render_round(graph, tally, on_tick)
+        except (_StalledError, RayError) as problem:
+            logger.warning("the render workers have to be started again: %s", problem)
+        idle_rounds = idle_rounds + 1 if len(tally.waiting) == num_waiting else 0
+        if idle_rounds > MAX_ATTEMPTS:
+            raise WorkersFailError(
+                f"{num_waiting} rows were started {idle_rounds} times and none came back. Look at "
+                "the workers' logs, then run the same command again."
+            )
+    return tally.outcomes
+
+
+def _render_round(graph: Graph, tally: Tally, on_tick: OnTick) -> None:
+    """One dataset over the rows that wait; rows that vanish in it go on waiting."""
+    import ray
+    from ray.exceptions import RayError
+
+    board = ray.remote(Board).options(num_cpus=0).remote()
+
+    def watch() -> None:
+        view: BoardView = ray.get(board.view.remote())
+        _refuse_hopeless(graph, view)
+        on_tick(tally, view)
+        if view.silent_s is not None and view.silent_s > graph.silence_s:
+            raise _StalledError(f"nobody has worked for {view.silent_s:.0f} s")
+
+    build = functools.partial(_render_dataset, graph=graph, board=board)
+    try:
+        for row in stream_rows(build, list(tally.waiting.values()), watch=watch):
+            tally.settle(row)
+            board.row.remote(row["sample_id"], "finished", 1, 1)
+            watch()
+    except RayError:
+        watch()  # a worker that could not load its networks has said why
+        raise
+
+
+def _refuse_hopeless(graph: Graph, view: BoardView) -> None:
+    if view.load_error:
+        raise WorkersFailError(f"a worker could not load its networks: {view.load_error}")
+    limit = _MAX_FRUITLESS_STARTS * graph.num_workers
+    if view.workers_ready == 0 and view.fruitless_starts > limit:
+        raise WorkersFailError(
+            f"workers died {view.fruitless_starts} times while loading the networks of profile "
+            f"{graph.profile.name!r}. Most often memory is short: give the machines more, use "
+            "fewer workers, or a smaller precision."
+        )
+
+
+class RenderAndCommit:
+    """The render and the commit stage in one process, one row after the other."""
+
+    def __init__(self, *, graph: Graph, board: Any) -> None:
+        self._pulse = Pulse(_RemoteSigns(board))
+        try:
+            self._render = RenderClip(
+                profile=graph.profile,
+                device=graph.shape.device,
+                ledger=graph.ledger,
+                cache=graph.cache,
+                pulse=self._pulse,
+                load_engine=graph.load_engine,
+            )
+        except Exception as error:
+            board.failed_to_load.remote(f"{type(error).__name__}: {error}")
+            raise
+        self._commit = CommitClip(ledger=graph.ledger, model_digests=graph.model_digests)
+        self._pulse.ready()
+
+    def __call__(self, row: Row) -> Row:
+        """Bring one row to its end."""
+        with self._pulse.working():
+            return self._commit(self._render(row))
+
+
+class _RemoteSigns:
+    """Passes signs on to a board that is a Ray actor, without waiting for it."""
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+
+    def worker(self, name: str, state: str) -> None:
+        self._board.worker.remote(name, state)
+
+    def row(self, sample_id: str, stage: str, done: int, total: int) -> None:
+        self._board.row.remote(sample_id, stage, done, total)
+
+
+def _input_rows(requests: Sequence[ClipRequest]) -> list[Row]:
+    return [
+        {"row": number, "request": request_to_json(request)}
+        for number, request in enumerate(requests)
+    ]
+
+
+def _inputs_dataset(rows: list[Row], *, graph: Graph) -> Any:
+    args = load_inputs_args(graph.shape)
+    stage = {"cache": graph.cache, "name_sample": graph.name_sample}
+    return apply_stage(one_row_a_block(rows), load_inputs, args, **stage)
+
+
+def _render_dataset(rows: list[Row], *, graph: Graph, board: Any) -> Any:
+    args = render_args(graph.shape, graph.num_workers)
+    return apply_stage(one_row_a_block(rows), RenderAndCommit, args, graph=graph, board=board)
+
+
+def _work(row: Row) -> float:
+    request = request_from_json(row["request"])
+    return request.num_frames * request.width * request.height * request.sampling.num_steps

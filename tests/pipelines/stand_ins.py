@@ -1,0 +1,102 @@
+"""Stand-ins for machines: an engine that needs no networks and misbehaves on request."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from musev.config import ClipRequest, Profile, SamplingConfig, WeightsConfig
+from musev.media import VideoInfo, encode_png, probe_video, write_segment
+from pipelines.resources import ClusterShape
+from pipelines.text_to_video import Graph
+
+LAPTOP = ClusterShape(num_cpus=2, num_gpus=0)
+MINI = Profile(name="mini", weights=WeightsConfig(random_seed=0), width=32, height=32)
+
+
+def colour_engine(profile: Profile, device: str) -> Callable[..., VideoInfo]:
+    """Render plain frames whose colour is the seed's; prompts of the form ``!word`` misbehave."""
+
+    def render(
+        request: ClipRequest,
+        pictures: dict[str, np.ndarray],
+        target: Path,
+        progress: Callable[[str, int, int], None],
+    ) -> VideoInfo:
+        misbehave(request.prompt)
+        shape_TYXC = (request.num_frames, request.height, request.width, 3)
+        frames_TYXC = np.full(shape_TYXC, request.seed % 200, dtype=np.uint8)
+        for picture_YXC in pictures.values():
+            frames_TYXC[0] = picture_YXC[: request.height, : request.width]
+        progress("denoise", 1, 1)
+        write_segment(target, frames_TYXC, fps=request.fps, encoder=profile.encoder)
+        progress("decode", request.num_frames, request.num_frames)
+        return probe_video(target)
+
+    return render
+
+
+def misbehave(prompt: str) -> None:
+    """Do what a prompt of the form ``!word`` asks for."""
+    if prompt == "!die":
+        os._exit(9)
+    if prompt == "!leave":
+        sys.exit(0)
+    if prompt == "!raise":
+        raise ValueError("no such thing as this")
+    if prompt.startswith("!sleep"):
+        time.sleep(float(prompt.split()[1]))
+
+
+def broken_engine(profile: Profile, device: str) -> Callable[..., VideoInfo]:
+    """An engine that cannot be built."""
+    raise ValueError("the weights are not what they seem")
+
+
+def dying_engine(profile: Profile, device: str) -> Callable[..., VideoInfo]:
+    """An engine that takes its process down while it is built."""
+    os._exit(9)
+
+
+def request(name: str, *, prompt: str = "a person", **columns: object) -> ClipRequest:
+    """A small resolved request; its seed follows from its name."""
+    values: dict[str, object] = {
+        "num_frames": 3,
+        "fps": 4.0,
+        "width": 32,
+        "height": 32,
+        "seed": sum(name.encode()),
+        "profile": "mini",
+        "sampling": SamplingConfig(num_steps=1),
+        **columns,
+    }
+    return ClipRequest(request_id=name, prompt=prompt, **values)  # type: ignore[arg-type]
+
+
+def picture(path: Path, colour: int = 100, side: int = 40) -> str:
+    """Write a PNG and return its path."""
+    path.write_bytes(encode_png(np.full((side, side, 3), colour, dtype=np.uint8)))
+    return str(path)
+
+
+def graph(folder: Path, **settings: object) -> Graph:
+    """A graph over a folder, with the colour engine unless told otherwise."""
+    from pipelines.ledger import Ledger
+    from pipelines.media_cache import MediaCache
+
+    values: dict[str, object] = {
+        "profile": MINI,
+        "ledger": Ledger(str(folder / "out")),
+        "cache": MediaCache(run_id="test", folder=str(folder / "cache")),
+        "model_digests": {"engine": "colours"},
+        "shape": LAPTOP,
+        "num_workers": 2,
+        "load_engine": colour_engine,
+        **settings,
+    }
+    return Graph(**values)  # type: ignore[arg-type]
