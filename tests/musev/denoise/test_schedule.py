@@ -96,6 +96,15 @@ def test_timesteps_fall_within_the_range(spacing: str, offset: int, num_steps: i
         assert list(timesteps) == sorted(timesteps, reverse=True)
 
 
+def test_trailing_timesteps_are_as_many_as_asked_for() -> None:
+    """The rounded stride gives some counts (121 is one) a value too many in the original."""
+    config = ScheduleConfig(timestep_spacing="trailing")
+    for num_steps in range(1, 1001):
+        timesteps = integer_timesteps(config, num_steps)
+        assert len(timesteps) == num_steps
+        assert timesteps[-1] >= 0
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 400))
 def test_karras_timesteps_drop_repeats_only(num_steps: int) -> None:

@@ -19,8 +19,8 @@ from musev.denoise.solvers import Solver, SolverState, make_solver, make_upstrea
 from musev.errors import ConfigError
 from tests.goldens import GOLDENS, have_goldens, model_case, model_cases, pipeline_case
 
-# Largest difference over the largest value of the recorded tensor. The original computes its
-# coefficients in float32, we in float64 from the same tables: one step differs by a few 1e-7.
+# Largest difference over the largest value of the recorded tensor, along a whole run. The original
+# computes its coefficients in float32, we in float64 from the same tables; the worst case is 6e-7.
 STEP_TOLERANCE = 2e-6
 
 SD15 = ScheduleConfig()
@@ -119,7 +119,6 @@ def test_steps_equal_the_original(name: str) -> None:
         state = solver.advance(state, io[f"out.model_output_{index}"], step, noise)
         expected = io[f"out.prev_sample_{index}"]
         assert error(state.latents, expected) <= STEP_TOLERANCE, step
-        state = dataclasses.replace(state, latents=expected)  # each step from the recorded latents
 
 
 @pytest.mark.parity

@@ -335,7 +335,7 @@ def test_frames_can_be_blended_alone() -> None:
 
 
 def test_half_precision_is_summed_in_float32() -> None:
-    config = WindowConfig(num_frames=4, overlap=3)
+    config = WindowConfig(num_frames=4, overlap=3, blend="gaussian")
     windows = plan(9, config)
     estimates = [torch.randn(1, 2, 4, 3, 3, dtype=torch.bfloat16) for _ in windows]
     blended = blend(estimates, windows, config, 9)
