@@ -36,7 +36,7 @@ from musev.models.bundle import ModelBundle
 from musev.models.image_prompt import encode_image_prompt
 from musev.models.text import encode_prompts
 from musev.models.unet import UNet3DConditionModel, UNetConditioning
-from musev.models.vae import decode_latents, encode_frames, scale_factor
+from musev.models.vae import decode_latents, encode_frames
 
 LATENT_CHANNELS = 4
 OnProgress = Callable[[str, int, int], None]
@@ -53,7 +53,7 @@ class ClipMedia:
 
 @dataclass(frozen=True)
 class ClipConditions:
-    """Everything one clip is conditioned on, computed once; picklable, moves with ``network.to``."""
+    """Everything one clip is conditioned on, computed once; picklable."""
 
     network: UNetConditioning
     frames_BCTHW: Tensor | None
@@ -225,10 +225,10 @@ def denoise_request(
     num_given = 0 if conditions.frames_BCTHW is None else conditions.frames_BCTHW.shape[2]
     if request.num_frames <= num_given:
         raise RequestError(
-            f"request {request.request_id!r}: num_frames is {request.num_frames}, but the condition "
-            f"image is frame 0 already. Ask for {num_given + 1} frames or more."
+            f"request {request.request_id!r}: num_frames is {request.num_frames}, but the "
+            f"condition image is frame 0 already. Ask for {num_given + 1} frames or more."
         )
-    scale = scale_factor(bundle.vae)
+    scale = bundle.vae_scale_factor
     shape_BCTHW = (
         1,
         LATENT_CHANNELS,
@@ -271,7 +271,7 @@ def start_latents(
         ``latents_BCTHW``: float32, on the device of ``frames_BCTHW`` if given, else the CPU.
 
     Source:
-        Upstream's ``need_img_based_video_noise``: sqrt(w) mean + sqrt(1 - w) noise (ALGORITHM.md 7.5).
+        Upstream's ``need_img_based_video_noise`` (ALGORITHM.md 7.5).
     """
     noise_BCTHW = source.initial(shape_BCTHW)
     if frames_BCTHW is not None:
@@ -360,7 +360,7 @@ def write_video(
         done = 0
         for frames_TYXC in segments:
             path = Path(folder) / f"{len(paths):06d}.mp4"
-            write_segment(path, frames_TYXC, fps, encoder)
+            write_segment(path, frames_TYXC, fps=fps, encoder=encoder)
             paths.append(path)
             done += len(frames_TYXC)
             if on_progress is not None:

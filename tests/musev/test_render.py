@@ -177,7 +177,7 @@ def test_picture_without_its_network_is_refused_by_name(bundle: ModelBundle) -> 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
 def test_half_precision_stays_near_float32(bundle: ModelBundle, precision: torch.dtype) -> None:
     """The same path runs in half precision; latents are kept in float32 and stay close."""
-    request, media = make_request(), ClipMedia(condition_image=portrait())
+    request, media = make_request(num_frames=4), ClipMedia(condition_image=portrait())
     full = latents_of(bundle, request, media)
     half = latents_of(in_precision(make_tiny_bundle(0), precision), request, media)
     assert half.dtype == torch.float32

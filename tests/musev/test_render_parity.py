@@ -42,8 +42,7 @@ from tests.goldens import GOLDENS, have_goldens, load_tensors, pipeline_case, re
 pytestmark = pytest.mark.parity
 
 COMPONENTS = GOLDENS / "pipeline" / "components"
-# Conditions that this stage of the product refuses by name, or another flow: their cases are for the
-# features that bring them.
+# Conditions that a row cannot ask for yet (the manifest refuses them by name), or another flow.
 NOT_HERE = ("controlnet", "ip_adapter_face", "lora", "textual_inversion")
 OTHER_FLOWS = {
     "cond_index_last_clobbered": "condition frames at other places than the front",

@@ -9,7 +9,7 @@ import torch
 
 from musev.config import GuidanceConfig, SamplingConfig, ScheduleConfig, WindowConfig
 from musev.denoise.loop import denoise_clip
-from musev.denoise.solvers import make_solver
+from musev.denoise.solvers import SolverState, make_solver
 from musev.denoise.sources import make_noise_source
 
 SHAPE = (1, 4, 20, 3, 5)
@@ -71,9 +71,7 @@ def test_overlapping_windows_are_averaged_before_the_step() -> None:
         noise=source,
         on_step=lambda _step, latents: seen.append(latents),
     )
-    # 20 frames, windows 0..11 and 8..19: the step is linear in the estimate, so compare differences.
-    from musev.denoise.solvers import SolverState
-
+    # 20 frames, windows 0..11 and 8..19, so frames 8..11 get the mean of 0 and 8.
     for frame, estimate in ((0, 0.0), (9, 4.0), (15, 8.0)):
         state = SolverState(start[:, :, frame : frame + 1])
         wanted = solver.advance(state, torch.full_like(state.latents, estimate), 0, None).latents
