@@ -3,10 +3,10 @@
     python benchmarks/synthetic_speed.py                         # 128x128, clips of 12 frames
     python benchmarks/synthetic_speed.py --size 256x256 --frames 24 --json speed.json
 
-A frame counts with its control drawing, mask and keypoints; the clip's reference, scene and caption
-are part of the cost. Seconds are processor time of this process, OpenCV held to one thread. On a
-busy machine every clip is drawn several times and its fastest run counts (``best``); ``mean`` is the
-plain average over all runs, and the load average says how much to trust either.
+A frame counts with its control drawing, mask and keypoints; the reference, scene and caption of its
+clip are part of the cost. Seconds are processor time of this process, OpenCV on one thread. On a
+busy machine every clip is drawn several times and its fastest run counts (``best``); ``mean`` is
+the plain average over all runs, and the load average says how much to trust either.
 """
 
 from __future__ import annotations

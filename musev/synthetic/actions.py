@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from musev.synthetic.people import Body, RandomStream
-from musev.synthetic.skeleton import Pose, arm_directions
+from musev.synthetic.skeleton import Pose, arm_directions, columns
 
 TAU = 2 * np.pi
+_IDLE_RATES_HZ = np.array([0.22, 0.3, 0.15, 0.2, 0.17, 0.25, 0.28])
 _FORWARD_A_LITTLE = np.array([0.0, 0.0, 0.35])
 _INWARD = np.array([-0.2, 0.1, 0.1])
 _LOOSE_ELBOW = np.array([-0.05, 0.0, 0.12])
@@ -120,19 +121,19 @@ def pose_at(motion: Motion, body: Body, times_T: np.ndarray) -> Pose:
 
 
 def _idle(pose: Pose, motion: Motion, times_T: np.ndarray) -> None:
-    drift = motion.drift
-
-    def wave(number: int, rate_hz: float) -> np.ndarray:
-        return np.sin(TAU * (rate_hz * (0.8 + 0.4 * drift[number]) * times_T + drift[number]))
-
-    pose.root_T3[:, 0] += 0.006 * wave(1, 0.22)
-    pose.torso_T3[:, 0] += 0.012 * wave(2, 0.3)
-    pose.torso_T3[:, 1] += 0.02 * wave(1, 0.22)
-    pose.head_T3[:, 0] += 0.1 * wave(3, 0.15) + 0.12 * (drift[9] - 0.5)
-    pose.head_T3[:, 1] += 0.04 * wave(4, 0.2)
-    pose.head_T3[:, 2] += 0.05 * wave(5, 0.17) + 0.08 * (drift[10] - 0.5)
-    pose.fore_ST3[:, :, 2] += 0.04 * wave(6, 0.25)
-    pose.upper_ST3[:, :, 0] += 0.02 * wave(7, 0.28)
+    drift = np.array(motion.drift)
+    rates = _IDLE_RATES_HZ * (0.8 + 0.4 * drift[1:8])
+    sway, breath, look, nod, tilt, fore, upper = np.sin(
+        TAU * (rates[:, None] * times_T + drift[1:8, None])
+    )
+    pose.root_T3[:, 0] += 0.006 * sway
+    pose.torso_T3[:, 0] += 0.012 * breath
+    pose.torso_T3[:, 1] += 0.02 * sway
+    pose.head_T3[:, 0] += 0.1 * look + 0.12 * (drift[9] - 0.5)
+    pose.head_T3[:, 1] += 0.04 * nod
+    pose.head_T3[:, 2] += 0.05 * tilt + 0.08 * (drift[10] - 0.5)
+    pose.fore_ST3[:, :, 2] += 0.04 * fore
+    pose.upper_ST3[:, :, 0] += 0.02 * upper
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
@@ -146,10 +147,6 @@ def _held(phase: np.ndarray, share: float, steepness: float = 1.6) -> np.ndarray
     return _smooth(0.5 + steepness * (np.sin(phase) - np.cos(np.pi * share)) / 2)
 
 
-def _vectors(*parts: np.ndarray | float) -> np.ndarray:
-    return np.stack(np.broadcast_arrays(*parts), axis=-1).astype(float)
-
-
 def _mix(start: np.ndarray, end: np.ndarray, amount_T: np.ndarray) -> np.ndarray:
     return start + (end - start) * amount_T[:, None]
 
@@ -161,19 +158,19 @@ def _stand(pose: Pose, motion: Motion, body: Body, phase: np.ndarray) -> None:
 
 def _hands_on_hips(pose: Pose, body: Body) -> None:
     below = 0.8 * body.spine
-    wrist = _vectors(np.full(pose.num_frames, 0.03), -below, 0.05)
+    wrist = columns(np.full(pose.num_frames, 0.03), -below, 0.05)
     upper, fore = arm_directions(body, wrist, (1.0, 0.0, -0.3))
     pose.upper_ST3[:], pose.fore_ST3[:] = upper, fore
-    pose.palms[:] = [_vectors(np.full(pose.num_frames, -0.5), -0.7, 0.5)] * 2
+    pose.palms[:] = [columns(np.full(pose.num_frames, -0.5), -0.7, 0.5)] * 2
 
 
 def _wave(pose: Pose, motion: Motion, body: Body, phase: np.ndarray) -> None:
     side, swing = motion.side, 0.5 * motion.size * np.sin(phase)
     height = -0.05 + 0.35 * motion.style
     out, height = (0.6, height - 0.75) if motion.close else (0.9, height)
-    pose.upper_ST3[side] = _vectors(out, height + 0.06 * np.sin(phase), 0.25)
+    pose.upper_ST3[side] = columns(out, height + 0.06 * np.sin(phase), 0.25)
     tilt = (0.02 if motion.close else 0.12) + swing * (0.7 if motion.close else 1.0)
-    pose.fore_ST3[side] = _vectors(np.sin(tilt), np.cos(tilt), 0.12)
+    pose.fore_ST3[side] = columns(np.sin(tilt), np.cos(tilt), 0.12)
     pose.hands[side] = "open"
     pose.head_T3[:, 2] += (0.1 if side else -0.1) * motion.style
     pose.mouth_T += 0.25
@@ -185,10 +182,10 @@ def _walk(pose: Pose, motion: Motion, body: Body, phase: np.ndarray) -> None:
         step = phase + np.pi * side
         swing = np.cos(step)
         rising = np.maximum(-np.sin(step), 0.0)
-        pose.feet_ST3[side] = _vectors(-0.025, 0.06 * rising**1.3, stride * swing - 0.01)
+        pose.feet_ST3[side] = columns(-0.025, 0.06 * rising**1.3, stride * swing - 0.01)
         pose.toes_ST[side] = 0.55 * np.maximum(-np.sin(step + 0.7), 0) * (swing < 0.6) * rising
-        pose.upper_ST3[side] = _vectors(0.12, -1.0, -0.5 * motion.size * swing)
-        pose.fore_ST3[side] = _vectors(0.02, -1.0, 0.42 - 0.5 * motion.size * swing)
+        pose.upper_ST3[side] = columns(0.12, -1.0, -0.5 * motion.size * swing)
+        pose.fore_ST3[side] = columns(0.02, -1.0, 0.42 - 0.5 * motion.size * swing)
     pose.root_T3[:, 1] += -0.022 + 0.01 * np.cos(2 * phase + np.pi)
     pose.torso_T3[:, 0] += 0.05
     pose.torso_T3[:, 2] += 0.12 * np.cos(phase)
@@ -204,10 +201,10 @@ def _jump(pose: Pose, motion: Motion, body: Body, phase: np.ndarray) -> None:
     pose.root_T3[:, 1] += height - 0.085 * crouch - 0.06 * landing
     tuck = _smooth(4 * air * (1 - air))
     for side in (0, 1):
-        pose.feet_ST3[side] = _vectors(0.012, height + 0.03 * tuck, -0.03 * tuck)
+        pose.feet_ST3[side] = columns(0.012, height + 0.03 * tuck, -0.03 * tuck)
         pose.toes_ST[side] = 0.8 * tuck
-        down = _vectors(0.3, -1.0, -0.35 * crouch)
-        up = _vectors(0.5 + 0.3 * motion.style, 0.9, 0.2)
+        down = columns(0.3, -1.0, -0.35 * crouch)
+        up = columns(0.5 + 0.3 * motion.style, 0.9, 0.2)
         throw = _smooth((part - 0.22) / 0.27) * _smooth((0.95 - part) / 0.32)
         pose.upper_ST3[side] = _arc(down, up, throw)
         pose.fore_ST3[side] = _arc(down + _FORWARD_A_LITTLE, up + _INWARD, throw)
@@ -226,33 +223,33 @@ def _arc(start: np.ndarray, end: np.ndarray, amount_T: np.ndarray) -> np.ndarray
 
 def _squat(pose: Pose, motion: Motion, body: Body, phase: np.ndarray) -> None:
     depth = _held(phase, 0.5, 1.25) * (0.85 + 0.15 * motion.size)
-    pose.root_T3 += _vectors(0.0, -0.2 * depth, -0.07 * depth)
+    pose.root_T3 += columns(0.0, -0.2 * depth, -0.07 * depth)
     pose.torso_T3[:, 0] += 0.55 * depth
     pose.head_T3[:, 1] -= 0.35 * depth
     for side in (0, 1):
         pose.feet_ST3[side] += [0.035, 0.0, 0.0]
-        ahead = _vectors(0.1, -0.05 + 0.5 * depth, 1.0)
+        ahead = columns(0.1, -0.05 + 0.5 * depth, 1.0)
         pose.upper_ST3[side] = _mix(pose.upper_ST3[side], ahead, depth)
         pose.fore_ST3[side] = _mix(pose.fore_ST3[side], ahead, depth)
 
 
 def _dance(pose: Pose, motion: Motion, body: Body, phase: np.ndarray) -> None:
     sway, beat = np.sin(phase), np.cos(2 * phase)
-    pose.root_T3 += _vectors(0.045 * motion.size * sway, -0.035 + 0.022 * beat, 0.0)
+    pose.root_T3 += columns(0.045 * motion.size * sway, -0.035 + 0.022 * beat, 0.0)
     pose.torso_T3[:, 1] -= 0.16 * motion.size * sway
     pose.torso_T3[:, 2] += 0.25 * np.sin(phase + 0.6)
     pose.head_T3[:, 2] += 0.18 * sway
     for side in (0, 1):
         lead = sway if side else -sway
         lift = np.maximum(-lead, 0) ** 1.5
-        pose.feet_ST3[side] = _vectors(0.03, 0.035 * lift, 0.0)
+        pose.feet_ST3[side] = columns(0.03, 0.035 * lift, 0.0)
         pose.toes_ST[side] = 0.6 * lift
         if motion.style > 0.5:
-            pose.upper_ST3[side] = _vectors(0.9, 0.15 + 0.55 * lead, 0.3)
-            pose.fore_ST3[side] = _vectors(0.3 + 0.35 * lead, 0.95, 0.35)
+            pose.upper_ST3[side] = columns(0.9, 0.15 + 0.55 * lead, 0.3)
+            pose.fore_ST3[side] = columns(0.3 + 0.35 * lead, 0.95, 0.35)
         else:
-            pose.upper_ST3[side] = _vectors(0.75, -0.55 + 0.25 * lead, 0.25)
-            pose.fore_ST3[side] = _vectors(0.55 * lead, 0.55 + 0.4 * lead, 0.7)
+            pose.upper_ST3[side] = columns(0.75, -0.55 + 0.25 * lead, 0.25)
+            pose.fore_ST3[side] = columns(0.55 * lead, 0.55 + 0.4 * lead, 0.7)
         pose.hands[side] = "open"
     pose.mouth_T += 0.35
 
@@ -260,12 +257,12 @@ def _dance(pose: Pose, motion: Motion, body: Body, phase: np.ndarray) -> None:
 def _clap(pose: Pose, motion: Motion, body: Body, phase: np.ndarray) -> None:
     gap = 0.018 + 0.14 * motion.size * (1 + np.cos(phase)) / 2
     height = -0.1 + 0.08 * motion.style
-    wrist = _vectors(gap - body.shoulder_half, height, 0.165)
+    wrist = columns(gap - body.shoulder_half, height, 0.165)
     upper, fore = arm_directions(body, wrist, (0.75, -1.0, -0.1))
     pose.upper_ST3[:] = upper
     pose.fore_ST3[:] = fore
     # Hands upright, so that palms meet and not finger tips.
-    pose.palms[:] = [_vectors(0.02, np.full(pose.num_frames, 0.9), 0.45)] * 2
+    pose.palms[:] = [columns(0.02, np.full(pose.num_frames, 0.9), 0.45)] * 2
     pose.hands[:] = ["open", "open"]
     pose.mouth_T += 0.25
 
@@ -274,8 +271,8 @@ def _raise(pose: Pose, motion: Motion, body: Body, phase: np.ndarray) -> None:
     angle = 0.2 + (2.45 + 0.3 * motion.style) * _held(phase, 0.55, 1.3)
     bend = 0.16 * np.sin(angle)
     for side in (0, 1):
-        pose.upper_ST3[side] = _vectors(np.sin(angle), -np.cos(angle), 0.12)
-        pose.fore_ST3[side] = _vectors(np.sin(angle + bend), -np.cos(angle + bend), 0.14)
+        pose.upper_ST3[side] = columns(np.sin(angle), -np.cos(angle), 0.12)
+        pose.fore_ST3[side] = columns(np.sin(angle + bend), -np.cos(angle + bend), 0.14)
         pose.hands[side] = "open"
     pose.head_T3[:, 1] -= 0.12 * _held(phase, 0.55)
 
@@ -286,18 +283,18 @@ def _kick(pose: Pose, motion: Motion, body: Body, phase: np.ndarray) -> None:
     back = _smooth(part / 0.25) * _smooth((0.46 - part) / 0.18)
     ahead = _smooth((part - 0.3) / 0.18) * _smooth((0.9 - part) / 0.32)
     height = 0.22 + 0.1 * motion.size
-    pose.feet_ST3[kicking] = _vectors(
+    pose.feet_ST3[kicking] = columns(
         -0.02, 0.1 * back + height * ahead, -0.15 * back + 0.34 * ahead
     )
     pose.toes_ST[kicking] = 0.6 * back - 0.5 * ahead
     pose.feet_ST3[standing][:, 0] -= 0.04
-    pose.root_T3 += _vectors(0.0, -0.012 - 0.01 * back, 0.0)
+    pose.root_T3 += columns(0.0, -0.012 - 0.01 * back, 0.0)
     pose.root_T3[:, 0] += 0.02 if standing else -0.02
     pose.torso_T3[:, 0] += 0.12 * back - 0.24 * ahead
-    pose.upper_ST3[kicking] = _vectors(0.5, -0.8, -0.5 * ahead + 0.3 * back)
-    pose.upper_ST3[standing] = _vectors(0.6, -0.6, 0.6 * ahead - 0.4 * back)
-    pose.fore_ST3[kicking] = _vectors(0.3, -0.8, 0.2 - 0.3 * ahead)
-    pose.fore_ST3[standing] = _vectors(0.25, -0.3, 0.5 + 0.4 * ahead)
+    pose.upper_ST3[kicking] = columns(0.5, -0.8, -0.5 * ahead + 0.3 * back)
+    pose.upper_ST3[standing] = columns(0.6, -0.6, 0.6 * ahead - 0.4 * back)
+    pose.fore_ST3[kicking] = columns(0.3, -0.8, 0.2 - 0.3 * ahead)
+    pose.fore_ST3[standing] = columns(0.25, -0.3, 0.5 + 0.4 * ahead)
 
 
 def _turn_head(pose: Pose, motion: Motion, body: Body, phase: np.ndarray) -> None:
@@ -327,9 +324,9 @@ def _bow(pose: Pose, motion: Motion, body: Body, phase: np.ndarray) -> None:
     pose.root_T3[:, 2] -= 0.07 * depth
     for side in (0, 1):
         if motion.style > 0.5:
-            hang = _vectors(0.12, -1.0, 0.75 * depth)
+            hang = columns(0.12, -1.0, 0.75 * depth)
         else:
-            hang = _vectors(0.14, -1.0, -0.05 * depth)
+            hang = columns(0.14, -1.0, -0.05 * depth)
         pose.upper_ST3[side] = hang
         pose.fore_ST3[side] = hang + _LOOSE_ELBOW
 
@@ -337,7 +334,7 @@ def _bow(pose: Pose, motion: Motion, body: Body, phase: np.ndarray) -> None:
 def _point(pose: Pose, motion: Motion, body: Body, phase: np.ndarray) -> None:
     side, raised = motion.side, _held(phase, 0.75, 1.8)
     up = -0.05 + 0.6 * motion.style
-    aim = _vectors(1.0, up + 0.04 * np.sin(2 * phase), 0.3)
+    aim = columns(1.0, up + 0.04 * np.sin(2 * phase), 0.3)
     down_upper, down_fore = pose.upper_ST3[side].copy(), pose.fore_ST3[side].copy()
     bow = (4 * raised * (1 - raised))[:, None] * np.array([0.0, 0.1, 0.6])
     pose.upper_ST3[side] = _mix(down_upper, aim, raised)

@@ -279,12 +279,15 @@ def _paint_over(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Frames and masks: the figure's last frame in front of the plain backdrop, all others not."""
     size = (len(figure.order_T), *scene_YXC.shape[:2])
-    canvas_TYX4 = np.empty((*size, 4), np.uint8)
-    for canvases, backdrop in ((canvas_TYX4[:-1], scene_YXC), (canvas_TYX4[-1:], neutral_YXC)):
-        canvases[:] = cv2.merge([*cv2.split(backdrop), np.zeros(size[1:], np.uint8)])
-    paint(figure, canvas_TYX4)
     frames_TYXC, mask_TYX = np.empty((*size, 3), np.uint8), np.empty(size, np.uint8)
-    for canvas, frame, mask in zip(canvas_TYX4, frames_TYXC, mask_TYX, strict=True):
-        cv2.cvtColor(canvas, cv2.COLOR_RGBA2RGB, frame)
-        cv2.extractChannel(canvas, 3, mask)
+    no_mask = np.zeros(size[1:], np.uint8)
+    scene_YX4, neutral_YX4 = (
+        cv2.merge([*cv2.split(image), no_mask]) for image in (scene_YXC, neutral_YXC)
+    )
+    canvas_YX4 = np.empty_like(scene_YX4)  # one for all frames: fresh memory costs more than paint
+    for t, (frame, mask) in enumerate(zip(frames_TYXC, mask_TYX, strict=True)):
+        canvas_YX4[:] = neutral_YX4 if t == size[0] - 1 else scene_YX4
+        paint(figure, t, canvas_YX4)
+        cv2.cvtColor(canvas_YX4, cv2.COLOR_RGBA2RGB, frame)
+        cv2.extractChannel(canvas_YX4, 3, mask)
     return frames_TYXC, mask_TYX

@@ -13,7 +13,7 @@ import numpy as np
 from musev.synthetic.head import Face, build_head
 from musev.synthetic.people import Person
 from musev.synthetic.shapes import Camera, Figure, Part, Shape, Sketch
-from musev.synthetic.skeleton import CHEST, HAND, HEAD, HEEL, PELVIS, TOE, WAIST, Joints
+from musev.synthetic.skeleton import CHEST, HAND, HEAD, HEEL, PELVIS, TOE, WAIST, Joints, columns
 
 _RIGHT, _LEFT = 0, 1
 _HEAD_JOINTS = [0, 14, 15, 16, 17]
@@ -105,8 +105,8 @@ def _hand(sketch: Sketch, side: int, hand: str, hands_T: np.ndarray) -> list[Par
     """Palm, thumb and, where they would show, fingers, as parts of the arm's chain."""
     wrist, skin = sketch.pixels_TJ2[:, 4 + 3 * side], sketch.person.skin
     along = sketch.pixels_TJ2[:, HAND + side] - wrist
-    unit = along / np.maximum(np.linalg.norm(along, axis=-1, keepdims=True), 1e-6)
-    across = np.stack([-unit[:, 1], unit[:, 0]], axis=-1) * (1 if side else -1)
+    unit = along / (np.sqrt((along**2).sum(axis=-1, keepdims=True)) + 1e-6)
+    across = columns(-unit[:, 1], unit[:, 0]) * (1 if side else -1)
     across = across * 0.052 * sketch.camera.scale_T[:, None]
 
     def at(forward: float, sideways: float) -> np.ndarray:

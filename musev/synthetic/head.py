@@ -13,7 +13,7 @@ import numpy as np
 
 from musev.synthetic.people import Person
 from musev.synthetic.shapes import Shape, Sketch, circle, contour_of, fixed, shade
-from musev.synthetic.skeleton import CHEST, HEAD, rotation
+from musev.synthetic.skeleton import CHEST, HEAD, columns, rotation
 
 DETAIL_PX = 13.0
 """Half height of a head from which eyes get whites, irises and lids."""
@@ -41,15 +41,8 @@ class Face:
 
 def on_ball(azimuth: np.ndarray | float, elevation: np.ndarray | float) -> np.ndarray:
     """Points of the unit ball from angles: azimuth to the person's left, elevation up."""
-    azimuth, elevation = np.broadcast_arrays(azimuth, elevation)
-    return np.stack(
-        [
-            np.sin(azimuth) * np.cos(elevation),
-            np.sin(elevation),
-            np.cos(azimuth) * np.cos(elevation),
-        ],
-        axis=-1,
-    )
+    flat = np.cos(elevation)
+    return columns(np.sin(azimuth) * flat, np.sin(elevation), np.cos(azimuth) * flat)
 
 
 class Ball:
@@ -87,7 +80,7 @@ class Ball:
         below = np.clip(-plane_TP2[..., 1], 0, 1.2)
         x_TP = plane_TP2[..., 0] * (1 - 0.17 * below**2) * self.half_width_T[:, None]
         y_TP = plane_TP2[..., 1] * self.height_T[:, None]
-        shaped = np.stack([x_TP, y_TP], axis=-1)
+        shaped = columns(x_TP, y_TP)
         return self._centre_T2[:, None] + shaped @ self._tilt_T22.transpose(0, 2, 1)
 
     def outline(self, plane_TP2: np.ndarray, shape: Shape) -> Shape:
@@ -105,12 +98,14 @@ class Ball:
     def finish(self) -> None:
         """Compute the outlines of every shape noted."""
         ring = circle(24 if self.fine else 10)
-        centre_TN3 = np.stack([centre for centre, *_ in self._spots], axis=1)
+        centre_TN3 = np.array([centre for centre, *_ in self._spots]).transpose(1, 0, 2)
         narrow_TN = np.sqrt(np.clip(1 - centre_TN3[..., 0] ** 2, 0.12, 1))
         wide_TN = narrow_TN * np.array([radius_x for _, radius_x, _, _ in self._spots])
         frames = len(self.yaw_T)
-        high_TN = np.stack([np.broadcast_to(y, frames) for _, _, y, _ in self._spots], axis=1)
-        radii = np.stack([wide_TN, high_TN], axis=-1)
+        radii = np.empty((frames, len(self._spots), 2))
+        radii[..., 0] = wide_TN
+        for n, (_, _, radius_y, _) in enumerate(self._spots):
+            radii[:, n, 1] = radius_y
         spots = centre_TN3[:, :, None, :2] + radii[:, :, None] * ring
         planes = [plane for plane, _ in self._planes]
         everything = np.concatenate([spots.reshape(frames, -1, 2), *planes], axis=1)
@@ -119,7 +114,7 @@ class Ball:
         sizes = [len(ring)] * len(self._spots) + [plane.shape[1] for plane in planes]
         shapes = [shape for *_, shape in self._spots] + [shape for _, shape in self._planes]
         for size, shape in zip(sizes, shapes, strict=True):
-            shape.outline_T = list(np.ascontiguousarray(outlines[:, first : first + size]))
+            shape.outline_T = outlines[:, first : first + size]
             first += size
 
 
@@ -301,7 +296,7 @@ def _hair_cap(sketch: Sketch, ball: Ball) -> list[Shape]:
     bulge = _VOLUME[style] * np.sin(np.pi * share) ** 0.5
     if style == "curly":
         bulge = bulge + 0.045 * np.cos(np.arange(len(share)) * np.pi)
-    arc_TP2 = (1.0 + bulge)[:, None] * np.stack([np.cos(angle_TP), np.sin(angle_TP)], axis=-1)
+    arc_TP2 = (1.0 + bulge)[:, None] * columns(np.cos(angle_TP), np.sin(angle_TP))
     contour = arc_TP2 * (1 + ball.line_T[:, None, None])
     inner = line_TP2 * (1 - 0.4 * ball.line_T[:, None, None])
     return [

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from musev.synthetic.people import Color, Person
-from musev.synthetic.skeleton import Joints
+from musev.synthetic.skeleton import Joints, columns
 
 SHIFT = 4
 EDGE_PX = 0.4
@@ -40,7 +40,7 @@ class Camera:
 
     def project(self, points_TJ3: np.ndarray) -> np.ndarray:
         """Pixels (x, y) of points in view space, ``(T, J, 2)``."""
-        origin_T12 = np.stack([self.x_T, self.ground_T], axis=-1)[:, None]
+        origin_T12 = columns(self.x_T, self.ground_T)[:, None]
         scale_T11 = self.scale_T[:, None, None]
         return origin_T12 + scale_T11 * points_TJ3[..., :2] * np.array([1.0, -1.0])
 
@@ -53,7 +53,7 @@ class Shape:
     convex: bool = True
     shown_T: list[bool] | None = None
     """Frames in which it is drawn; None is all."""
-    outline_T: Sequence[np.ndarray] = ()
+    outline_T: np.ndarray | Sequence[np.ndarray] = ()
 
 
 @dataclass
@@ -66,33 +66,28 @@ class Figure:
     visible_TJ: np.ndarray
 
 
-def paint(figure: Figure, canvas_TYX4: np.ndarray) -> None:
-    """Fill every frame's shapes in place; the fourth channel collects the person's mask.
+def paint(figure: Figure, t: int, canvas_YX4: np.ndarray) -> None:
+    """Fill one frame's shapes in place; the fourth channel collects the person's mask.
 
     Args:
         figure: Shapes of the clip.
-        canvas_TYX4: uint8 RGB and mask, backgrounds already drawn with mask 0.
+        t: Which frame.
+        canvas_YX4: uint8 RGB and mask; the backdrop is drawn already, with mask 0.
     """
     line_type = cv2.LINE_AA
-    fills = {
-        name: [
-            (shape.outline_T, (*shape.color, 0 if name == SHADOW else 255), shape)
-            for shape in shapes
-        ]
-        for name, shapes in figure.layers.items()
-    }
-    for t, canvas in enumerate(canvas_TYX4):
-        for name in figure.order_T[t]:
-            for outline_T, color, shape in fills[name]:
-                shown_T = shape.shown_T
-                if shown_T is not None and not shown_T[t]:
-                    continue
-                if shape.convex:
-                    cv2.fillConvexPoly(canvas, outline_T[t], color, line_type, SHIFT)
-                else:
-                    cv2.fillPoly(canvas, [outline_T[t]], color, line_type, SHIFT)
+    for name in figure.order_T[t]:
+        mask = 0 if name == SHADOW else 255
+        for shape in figure.layers[name]:
+            if shape.shown_T is not None and not shape.shown_T[t]:
+                continue
+            color = (*shape.color, mask)
+            if shape.convex:
+                cv2.fillConvexPoly(canvas_YX4, shape.outline_T[t], color, line_type, SHIFT)
+            else:
+                cv2.fillPoly(canvas_YX4, [shape.outline_T[t]], color, line_type, SHIFT)
 
 
+@functools.lru_cache(maxsize=4096)
 def shade(color: Color, factor: float) -> Color:
     """A colour darker (factor below 1) or, above 1, nearer to white."""
     if factor <= 1:
@@ -116,7 +111,7 @@ def fixed(points: np.ndarray) -> np.ndarray:
 def circle(num_points: int, start: float = 0.0, sweep: float = 2 * np.pi) -> np.ndarray:
     """Points of the unit circle, ``(P, 2)``; the end of the sweep is left out."""
     angles = start + np.linspace(0, sweep, num_points, endpoint=False)
-    return np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+    return columns(np.cos(angles), np.sin(angles))
 
 
 @dataclass(frozen=True)
@@ -144,7 +139,7 @@ class Sketch:
     pixels_TJ2: np.ndarray = field(init=False)
     line_T: np.ndarray = field(init=False)
     _bars: list[tuple[Part, Shape | None, Shape]] = field(default_factory=list)
-    _hulls: list[tuple[list, Shape | None, Shape]] = field(default_factory=list)
+    _hulls: list[tuple[list, Shape, Shape]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.pixels_TJ2 = self.camera.project(self.joints.points_TJ3)
@@ -196,15 +191,15 @@ class Sketch:
 
     def _finish_bars(self) -> None:
         parts = [part for part, _, _ in self._bars]
-        start_NT2 = np.stack([part.start_T2 for part in parts])
-        end_NT2 = np.stack([part.end_T2 for part in parts])
+        start_NT2 = np.array([part.start_T2 for part in parts])
+        end_NT2 = np.array([part.end_T2 for part in parts])
         scale_T = self.camera.scale_T
         radii = np.array([(part.start_radius, part.end_radius) for part in parts])
         radius_2NT = radii.T[:, :, None] * scale_T
         along = end_NT2 - start_NT2
         length = np.sqrt((along**2).sum(-1, keepdims=True)) + 1e-6
         unit = along / length
-        across = np.stack([-unit[..., 1], unit[..., 0]], axis=-1)
+        across = columns(-unit[..., 1], unit[..., 0])
         num_points = 5 if scale_T.max() < 400 else 10
         arc = circle(num_points, -np.pi / 2, np.pi * num_points / (num_points - 1))
         # (N, T, P, 2): half circles round the end, and their opposites round the start.
@@ -230,32 +225,38 @@ class Sketch:
         for n, (_, contour, fill) in enumerate(self._bars):
             for shape, outlines in ((contour, contours), (fill, fills)):
                 if shape is not None:
-                    shape.outline_T = list(outlines[n])
+                    shape.outline_T = outlines[n]
                     if any_hidden[n]:
                         shape.shown_T = _both(shape.shown_T, ~hidden_NT[n])
 
     def _finish_hulls(self) -> None:
-        discs = [disc for group, _, _ in self._hulls for disc in group]
-        centre_TN2 = np.stack([centre for centre, _ in discs], axis=1)
+        """Wrap the discs: in each of many directions the hull's corner lies on one of them."""
+        groups = [discs for discs, _, _ in self._hulls]
+        most = max(map(len, groups))
+        # Every group as long as the longest: its last disc again and again changes nothing.
+        padded = [disc for group in groups for disc in group + group[-1:] * (most - len(group))]
+        shape = (len(groups), most, self.num_frames)
+        centre_NDT2 = np.array([centre for centre, _ in padded]).reshape(*shape, 2)
         scale_T = self.camera.scale_T
-        radius_TN = np.array([radius for _, radius in discs]) * scale_T[:, None]
-        ring = circle(12 if scale_T.max() < 400 else 24)
-
-        def rings(grow_T1: np.ndarray | float) -> np.ndarray:
-            radius = np.maximum(radius_TN + grow_T1 - EDGE_PX, _LEAST_RADIUS_PX)
-            return fixed(centre_TN2[:, :, None] + radius[..., None, None] * ring)
-
-        inner, outer = rings(0.0), rings(self.line_T[:, None])
-        first = 0
-        for group, contour, fill in self._hulls:
-            last = first + len(group)
-            points = inner[:, first:last].reshape(self.num_frames, -1, 2)
-            wider = outer[:, first:last].reshape(self.num_frames, -1, 2)
-            corners = [cv2.convexHull(frame, returnPoints=False)[:, 0] for frame in points]
-            fill.outline_T = [frame[at] for frame, at in zip(points, corners, strict=True)]
-            if contour is not None:
-                contour.outline_T = [frame[at] for frame, at in zip(wider, corners, strict=True)]
-            first = last
+        radius_ND = np.array([radius for _, radius in padded]).reshape(shape[:2])
+        radius_NDT = np.maximum(radius_ND[..., None] * scale_T - EDGE_PX, _LEAST_RADIUS_PX)
+        directions = circle(20 if scale_T.max() < 400 else 48)
+        reach_NDTP = centre_NDT2 @ directions.T + radius_NDT[..., None]
+        furthest_N1TP = reach_NDTP.argmax(axis=1)[:, None]
+        corners = np.stack(
+            [
+                np.take_along_axis(centre_NDT2[..., axis, None], furthest_N1TP, axis=1)[:, 0]
+                for axis in (0, 1)
+            ],
+            axis=-1,
+        )
+        radius_NTP1 = np.take_along_axis(radius_NDT[..., None], furthest_N1TP, axis=1)[
+            :, 0, ..., None
+        ]
+        inner = fixed(corners + radius_NTP1 * directions)
+        outer = fixed(corners + (radius_NTP1 + self.line_T[:, None, None]) * directions)
+        for n, (_, contour, fill) in enumerate(self._hulls):
+            contour.outline_T, fill.outline_T = outer[n], inner[n]
 
 
 def _both(shown_T: list[bool] | None, more_T: np.ndarray) -> list[bool]:

@@ -16,6 +16,8 @@ import numpy as np
 from musev.synthetic.people import Body
 
 SIDES = np.array([-1.0, 1.0])
+MIRROR = np.array([[[-1.0, 1.0, 1.0]], [[1.0, 1.0, 1.0]]])
+"""``(S, 1, 3)``: outwards to the person's left."""
 CAMERA_PITCH = 0.14
 """The camera looks down a little (radians), so that feet and ground read as a floor."""
 ARM_DOWN = (0.16, -1.0, 0.04)
@@ -111,6 +113,18 @@ def rotation(axis: int, angle_T: np.ndarray) -> np.ndarray:
     return matrix
 
 
+def columns(*parts: np.ndarray | float) -> np.ndarray:
+    """Parts side by side along a new last axis; what is smaller than the largest is repeated.
+
+    A quick ``np.stack``: a clip is hundreds of tiny arrays, and their overhead is its cost.
+    """
+    shape = max((np.shape(part) for part in parts), key=len)
+    joined = np.empty((*shape, len(parts)))
+    for column, part in enumerate(parts):
+        joined[..., column] = part
+    return joined
+
+
 def unit(vectors: np.ndarray) -> np.ndarray:
     """Vectors scaled to length 1 along the last axis."""
     return vectors / (np.sqrt((vectors * vectors).sum(axis=-1, keepdims=True)) + 1e-9)
@@ -133,8 +147,9 @@ def two_bones(
     """
     offset = target_T3 - start_T3
     reach = (first + second) * 0.998
-    distance = np.clip(np.linalg.norm(offset, axis=-1, keepdims=True), abs(first - second), reach)
-    along = unit(offset)
+    length = np.sqrt((offset * offset).sum(axis=-1, keepdims=True)) + 1e-9
+    distance = np.minimum(np.maximum(length, abs(first - second)), reach)
+    along = offset / length
     projection = (first**2 - second**2 + distance**2) / (2 * np.maximum(distance, 1e-6))
     height = np.sqrt(np.maximum(first**2 - projection**2, 0.0))
     bend = unit(pole_T3 - (pole_T3 * along).sum(-1, keepdims=True) * along)
@@ -214,18 +229,15 @@ def _spine(body: Body, pose: Pose) -> tuple[np.ndarray, ...]:
 
 def _arms(body: Body, pose: Pose, neck: np.ndarray, trunk: np.ndarray) -> tuple[np.ndarray, ...]:
     """Shoulders, elbows, wrists and finger tips, ``(S, T, 3)`` in body space."""
-    mirror = np.stack([SIDES, np.ones(2), np.ones(2)], axis=-1)[:, None]
     upper, fore = unit(pose.upper_ST3), unit(pose.fore_ST3)
     # A raised arm lifts its shoulder and draws it in.
     lift = np.clip(upper[..., 1] + 0.2, 0, 1)
-    local = np.stack(
-        [body.shoulder_half - 0.018 * lift, -0.012 + 0.032 * lift, np.zeros_like(lift)], axis=-1
-    )
-    shoulders = neck + _apply(trunk, local * mirror)
-    elbows = shoulders + body.upper_arm * _apply(trunk, upper * mirror)
-    wrists = elbows + body.forearm * _apply(trunk, fore * mirror)
-    palms = np.stack([f if p is None else unit(p) for f, p in zip(fore, pose.palms, strict=True)])
-    tips = wrists + 0.052 * _apply(trunk, palms * mirror)
+    local = columns(body.shoulder_half - 0.018 * lift, -0.012 + 0.032 * lift, 0.0)
+    shoulders = neck + _apply(trunk, local * MIRROR)
+    elbows = shoulders + body.upper_arm * _apply(trunk, upper * MIRROR)
+    wrists = elbows + body.forearm * _apply(trunk, fore * MIRROR)
+    palms = np.array([f if p is None else unit(p) for f, p in zip(fore, pose.palms, strict=True)])
+    tips = wrists + 0.052 * _apply(trunk, palms * MIRROR)
     return shoulders, elbows, wrists, tips
 
 
@@ -236,13 +248,12 @@ def _legs(body: Body, pose: Pose, pelvis: np.ndarray) -> tuple[np.ndarray, ...]:
     tilt = rotation(1, 0.3 * twist_T) @ rotation(2, -0.3 * side_T)
     outward = SIDES[:, None, None] * np.array([1.0, 0.0, 0.0])
     hips = pelvis + _apply(tilt, np.broadcast_to(outward * body.hip_half, (2, frames, 3)))
-    mirror = np.stack([SIDES, np.ones(2), np.ones(2)], axis=-1)[:, None]
     rest = np.array([STANCE, body.ankle, 0.0])
-    targets = (rest + pose.feet_ST3) * mirror
-    pole = np.array([0.28, 0.0, 1.0]) * mirror
+    targets = (rest + pose.feet_ST3) * MIRROR
+    pole = np.array([0.28, 0.0, 1.0]) * MIRROR
     knees, ankles = two_bones(hips, targets, body.thigh, body.shin, pole)
     cos, sin = np.cos(pose.toes_ST), np.sin(pose.toes_ST)
-    forward = np.stack([0.3 * cos, -sin, cos], axis=-1) * mirror
-    down = np.stack([np.zeros_like(cos), -cos, -sin], axis=-1) * mirror
+    forward = columns(0.3 * cos, -sin, cos) * MIRROR
+    down = columns(0.0, -cos, -sin) * MIRROR
     soles = ankles + 0.45 * body.ankle * down
     return hips, knees, ankles, soles - 0.018 * forward, soles + FOOT * forward
