@@ -7,7 +7,7 @@ SHELL := /bin/bash
 
 # One thread for each process: tests and workers run several processes side by side.
 TEST := OMP_NUM_THREADS=1 .venv/bin/python -m pytest
-SOURCES := musev pipelines jobs tests
+SOURCES := musev pipelines jobs tests benchmarks
 
 help:
 	@echo "make demo      render nine short videos from a Parquet manifest into out/demo"

@@ -195,6 +195,7 @@ def encode_reference(
     Returns:
         Features of every layer; both halves see the same latents, as in the original.
     """
+    assert bundle.referencenet is not None
     latents_BCTHW = encode_frames(bundle.vae, reference_TYXC).to(bundle.dtype)
     latents_BCTHW = latents_BCTHW.expand(told_BLD.shape[0], -1, -1, -1, -1)
     return bundle.referencenet(latents_BCTHW, told_BLD.to(bundle.dtype), timestep=0)
