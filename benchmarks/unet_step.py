@@ -83,7 +83,7 @@ CASES = (
     Case(baseline=20.703),
     Case(guidance=True, baseline=41.405),
     Case(width=768, guidance=True, baseline=69.657),
-    Case(temporal=False, condition_frames=0, frames=13, references=False, baseline=None),
+    Case(temporal=False, baseline=14.836),
     Case(condition_frames=0, frames=13, references=False, baseline=16.309),
     Case(variant="musev", references=False, baseline=18.476),
 )

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from musev.models.temporal import (
+    FrameConv,
     TemporalBlock,
     TemporalConv,
     TemporalTransformer,
@@ -137,3 +138,10 @@ def test_half_precision_stays_near_float32(dtype: torch.dtype) -> None:
     out = net.to(dtype)(x.to(dtype), frames.to(dtype))
     assert out.dtype == dtype
     assert (out.float() - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+def test_frame_convolution_is_the_three_dimensional_one() -> None:
+    net = FrameConv(32)
+    x = torch.randn(2, 32, 4, 6)
+    expected = torch.nn.Conv3d.forward(net, x[..., None])[..., 0]
+    torch.testing.assert_close(net(x), expected, rtol=0, atol=1e-5)
