@@ -98,8 +98,8 @@ MIN_HALF_WIDTH_PX = 1.5
 
 _SHIFT = 4  # OpenCV's fixed point: coordinates carry 1/16 pixel
 _FINE_PX = 3.0  # half width from which outlines get twice as many corners
-_ELLIPSE_POINTS = 12
-_CIRCLE_POINTS = 8
+_ELLIPSE_POINTS = 10
+_CIRCLE_POINTS = 6
 
 
 def draw_body(
@@ -234,15 +234,16 @@ def draw_skeletons(
     control_TYXC = np.zeros((len(points_TJ2), height, width, 3), np.uint8)
     # Twice per clip instead of once per shape: plain lists of ints are what the loop below costs.
     shown_TJ = np.asarray(visible_TJ, bool).tolist()
+    fill, line_type = cv2.fillConvexPoly, cv2.LINE_AA
     for canvas, limbs, discs, shown in zip(
         control_TYXC, limbs_TLP2, discs_TJP2, shown_TJ, strict=True
     ):
         for (start, end), outline, color in zip(LIMBS, limbs, _DIMMED, strict=False):
             if shown[start] and shown[end]:
-                cv2.fillConvexPoly(canvas, outline, color, cv2.LINE_AA, _SHIFT)
+                fill(canvas, outline, color, line_type, _SHIFT)
         for drawn, outline, color in zip(shown, discs, COLORS, strict=True):
             if drawn:
-                cv2.fillConvexPoly(canvas, outline, color, cv2.LINE_AA, _SHIFT)
+                fill(canvas, outline, color, line_type, _SHIFT)
     return control_TYXC
 
 

@@ -29,7 +29,7 @@ from musev.synthetic.people import (
     is_held_out,
 )
 from musev.synthetic.scenes import draw_neutral, draw_scene
-from musev.synthetic.shapes import SHADOW, Camera, Figure, Shape, circle, fixed, paint
+from musev.synthetic.shapes import SHADOW, Camera, Figure, Shape, circle, fills_of, fixed, paint
 from musev.synthetic.skeleton import CAMERA_PITCH, Joints, join_poses, solve
 
 DEFAULT_SIZE_PX = 128
@@ -284,10 +284,11 @@ def _paint_over(
     scene_YX4, neutral_YX4 = (
         cv2.merge([*cv2.split(image), no_mask]) for image in (scene_YXC, neutral_YXC)
     )
+    fills = fills_of(figure)
     canvas_YX4 = np.empty_like(scene_YX4)  # one for all frames: fresh memory costs more than paint
     for t, (frame, mask) in enumerate(zip(frames_TYXC, mask_TYX, strict=True)):
         canvas_YX4[:] = neutral_YX4 if t == size[0] - 1 else scene_YX4
-        paint(figure, t, canvas_YX4)
+        paint(fills, figure.order_T[t], t, canvas_YX4)
         cv2.cvtColor(canvas_YX4, cv2.COLOR_RGBA2RGB, frame)
         cv2.extractChannel(canvas_YX4, 3, mask)
     return frames_TYXC, mask_TYX

@@ -252,8 +252,10 @@ def _mouth(ball: Ball, face: Face, seen: list[bool]) -> Shape:
     thick_T = np.where(ball.detailed_T, 0.035, 0.05) + 0.03 + 0.22 * face.mouth_T
     bottom_TP = top - 0.03 - thick_T[:, None] * (1 - along**2)
     azimuth = 0.33 * along
-    upper = np.broadcast_to(on_ball(azimuth, top), (len(thick_T), len(along), 3))
-    ring = ball.turn(np.concatenate([upper, on_ball(azimuth, bottom_TP)[:, ::-1]], axis=1))
+    heights_TP = np.empty((len(thick_T), 2 * len(along)))
+    heights_TP[:, : len(along)] = top
+    heights_TP[:, len(along) :] = bottom_TP[:, ::-1]
+    ring = ball.turn(on_ball(np.concatenate([azimuth, azimuth[::-1]]), heights_TP))
     return ball.outline(ring[..., :2], Shape(_LIP, convex=False, shown_T=seen))
 
 

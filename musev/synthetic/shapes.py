@@ -66,25 +66,45 @@ class Figure:
     visible_TJ: np.ndarray
 
 
-def paint(figure: Figure, t: int, canvas_YX4: np.ndarray) -> None:
+Fill = tuple[Sequence[np.ndarray], tuple[int, int, int, int], "list[bool] | None", bool]
+
+
+def fills_of(figure: Figure) -> dict[str, list[Fill]]:
+    """Every layer's shapes as the plain values that :func:`paint` needs in its inner loop."""
+    return {
+        name: [
+            (
+                list(shape.outline_T),
+                (*shape.color, 0 if name == SHADOW else 255),
+                shape.shown_T,
+                shape.convex,
+            )
+            for shape in shapes
+        ]
+        for name, shapes in figure.layers.items()
+    }
+
+
+def paint(
+    fills: dict[str, list[Fill]], order: Sequence[str], t: int, canvas_YX4: np.ndarray
+) -> None:
     """Fill one frame's shapes in place; the fourth channel collects the person's mask.
 
     Args:
-        figure: Shapes of the clip.
+        fills: Shapes of the clip, from :func:`fills_of`.
+        order: Layers from back to front.
         t: Which frame.
         canvas_YX4: uint8 RGB and mask; the backdrop is drawn already, with mask 0.
     """
-    line_type = cv2.LINE_AA
-    for name in figure.order_T[t]:
-        mask = 0 if name == SHADOW else 255
-        for shape in figure.layers[name]:
-            if shape.shown_T is not None and not shape.shown_T[t]:
+    line_type, fill_convex = cv2.LINE_AA, cv2.fillConvexPoly
+    for name in order:
+        for outline_T, color, shown_T, convex in fills[name]:
+            if shown_T is not None and not shown_T[t]:
                 continue
-            color = (*shape.color, mask)
-            if shape.convex:
-                cv2.fillConvexPoly(canvas_YX4, shape.outline_T[t], color, line_type, SHIFT)
+            if convex:
+                fill_convex(canvas_YX4, outline_T[t], color, line_type, SHIFT)
             else:
-                cv2.fillPoly(canvas_YX4, [shape.outline_T[t]], color, line_type, SHIFT)
+                cv2.fillPoly(canvas_YX4, [outline_T[t]], color, line_type, SHIFT)
 
 
 @functools.lru_cache(maxsize=4096)

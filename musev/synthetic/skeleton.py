@@ -104,13 +104,13 @@ class Joints:
 def rotation(axis: int, angle_T: np.ndarray) -> np.ndarray:
     """Rotation matrices about one axis (0 x, 1 y, 2 z), right-handed, ``(T, 3, 3)``."""
     cos, sin = np.cos(angle_T), np.sin(angle_T)
-    matrix = np.zeros((*np.shape(angle_T), 3, 3))
+    matrix = np.zeros((len(cos), 9))
     first, second = (axis + 1) % 3, (axis + 2) % 3
-    matrix[..., axis, axis] = 1
-    matrix[..., first, first] = matrix[..., second, second] = cos
-    matrix[..., first, second] = -sin
-    matrix[..., second, first] = sin
-    return matrix
+    matrix[:, 4 * axis] = 1
+    matrix[:, 4 * first] = matrix[:, 4 * second] = cos
+    matrix[:, 3 * first + second] = -sin
+    matrix[:, 3 * second + first] = sin
+    return matrix.reshape(-1, 3, 3)
 
 
 def columns(*parts: np.ndarray | float) -> np.ndarray:
@@ -118,7 +118,10 @@ def columns(*parts: np.ndarray | float) -> np.ndarray:
 
     A quick ``np.stack``: a clip is hundreds of tiny arrays, and their overhead is its cost.
     """
-    shape = max((np.shape(part) for part in parts), key=len)
+    shape: tuple[int, ...] = ()
+    for part in parts:
+        if isinstance(part, np.ndarray) and part.ndim > len(shape):
+            shape = part.shape
     joined = np.empty((*shape, len(parts)))
     for column, part in enumerate(parts):
         joined[..., column] = part

@@ -15,6 +15,7 @@ from musev.synthetic.shapes import (
     Shape,
     Sketch,
     contour_of,
+    fills_of,
     fixed,
     paint,
     shade,
@@ -41,7 +42,8 @@ def square(x: float, y: float, half: float) -> list[np.ndarray]:
 def painted(layers: dict[str, list[Shape]], order: tuple[str, ...]) -> np.ndarray:
     canvas = np.zeros((32, 32, 4), np.uint8)
     empty = np.zeros((1, 18, 2))
-    paint(Figure(layers, [order], empty, empty[..., 0] > 0), 0, canvas)
+    figure = Figure(layers, [order], empty, empty[..., 0] > 0)
+    paint(fills_of(figure), order, 0, canvas)
     return canvas
 
 
