@@ -2,12 +2,18 @@
 
 Every parameter is drawn from its own name, so that neither the order of construction nor a new
 layer changes the others. Nothing is downloaded and nothing is read from disk.
+
+Pure chance would draw saturated noise. So that a person can see what the system does with frames,
+two networks are bent afterwards: the VAE carries blurred colours through, and the U-Net, which
+estimates clean latents, listens little to the noise in its skip connections. The result is soft
+coloured shapes behind a blurred condition image.
 """
 
 from __future__ import annotations
 
 import math
 import zlib
+from typing import TypeVar
 
 import torch
 from diffusers import AutoencoderKL
@@ -33,6 +39,19 @@ LEVELS = (32, 64, 64)
 HEADS = 4
 VAE_LEVELS = (16, 16, 32, 32)
 VAE_GROUPS = 8
+
+# Chosen by eye.
+NUM_COLOURS = 3
+SKIP_SHARE = 0.1
+TEXTURE = 0.05
+CONTRAST = 0.3
+
+_EDGE = torch.tensor([1.0, 2.0, 1.0]) / 4
+_BLUR = _EDGE[:, None] * _EDGE
+_HALVE = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]) / 4
+_CENTRE = torch.tensor([[0.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+
+NetT = TypeVar("NetT", bound=nn.Module)
 
 
 def make_tiny_bundle(seed: int, *, layer_norm_eps: float = 0.0) -> ModelBundle:
@@ -73,14 +92,14 @@ def make_tiny_bundle(seed: int, *, layer_norm_eps: float = 0.0) -> ModelBundle:
         cross_attention_dim=TOKEN_WIDTH, clip_embeddings_dim=EMBEDDING_WIDTH
     )
     return ModelBundle(
-        unet=randomize(unet, seed=seed, prefix="unet"),
-        vae=randomize(_make_vae(), seed=seed, prefix="vae"),
+        unet=_soften_unet(randomize(unet, seed=seed, prefix="unet")),
+        vae=_carry_colours(randomize(_make_vae(), seed=seed, prefix="vae")),
         tokenizer=tokenizer,
         text_encoder=randomize(_make_text_encoder(tokenizer), seed=seed, prefix="text_encoder"),
         referencenet=randomize(referencenet, seed=seed, prefix="referencenet"),
         image_encoder=randomize(_make_image_encoder(), seed=seed, prefix="image_encoder"),
         image_projection=randomize(projection, seed=seed, prefix="image_projection"),
-        schedule=ScheduleConfig(),
+        schedule=ScheduleConfig(prediction_type="sample"),
     )
 
 
@@ -136,7 +155,57 @@ def _make_vae() -> AutoencoderKL:
     )
 
 
-def randomize(net: nn.Module, *, seed: int, prefix: str) -> nn.Module:
+@torch.no_grad()
+def _soften_unet(unet: UNet3DConditionModel) -> UNet3DConditionModel:
+    """Turn down the skip connections, which carry the noise of single latents."""
+    below = LEVELS[-1]
+    for width, block in zip(reversed(LEVELS), unet.up_blocks, strict=True):
+        for resnet in block.resnets:
+            for conv in (resnet.conv1, resnet.conv_shortcut):
+                conv.weight[:, below:] *= SKIP_SHARE
+            below = width
+    return unet
+
+
+@torch.no_grad()
+def _carry_colours(vae: AutoencoderKL) -> AutoencoderKL:
+    """Let the VAE's main path carry blurred red, green and blue, each beside its negative.
+
+    Beside its negative, because ``silu(x) - silu(-x) = x``: so they pass the last activation. The
+    last group norm sets the contrast, whatever the latents' size. The residual branches stay
+    random and add a little texture.
+    """
+    pairs = torch.zeros(2 * NUM_COLOURS, NUM_COLOURS)
+    for colour in range(NUM_COLOURS):
+        pairs[2 * colour : 2 * colour + 2, colour] = torch.tensor([1.0, -1.0])
+    luma = torch.full((1, NUM_COLOURS), 1 / NUM_COLOURS)
+    to_latents = torch.cat([torch.eye(NUM_COLOURS), luma]) / (2 * vae.config.scaling_factor)
+    to_colours = torch.eye(NUM_COLOURS, NUM_COLOURS + 1) * 2 * vae.config.scaling_factor
+
+    for name, parameter in vae.named_parameters():
+        if name.endswith(("conv2.weight", "to_out.0.weight")):
+            parameter *= TEXTURE
+        elif name.endswith("samplers.0.conv.weight"):
+            blur = _HALVE if "downsamplers" in name else _BLUR
+            _set_conv(parameter, torch.eye(len(parameter)), blur)
+        elif name.endswith(("conv_shortcut.weight", "quant_conv.weight")):
+            _set_conv(parameter, torch.eye(*parameter.shape[:2]), torch.ones(1, 1))
+    _set_conv(vae.encoder.conv_in.weight, pairs, _BLUR)
+    _set_conv(vae.encoder.conv_out.weight, to_latents @ pairs.T, _CENTRE)
+    _set_conv(vae.decoder.conv_in.weight, pairs @ to_colours, _BLUR)
+    _set_conv(vae.decoder.conv_out.weight, CONTRAST * pairs.T, _BLUR)
+    for conv in (vae.encoder.conv_in, vae.encoder.conv_out, vae.quant_conv, vae.post_quant_conv):
+        conv.bias.zero_()
+    return vae
+
+
+def _set_conv(weight: Tensor, mix: Tensor, kernel: Tensor) -> None:
+    """Mix channels by ``mix`` and space by ``kernel``; channels beyond ``mix`` get zeros."""
+    weight.zero_()
+    weight[: mix.shape[0], : mix.shape[1]] = mix[:, :, None, None] * kernel
+
+
+def randomize(net: NetT, *, seed: int, prefix: str) -> NetT:
     """Draw every parameter of a network from seed and name, and freeze it.
 
     Args:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,12 +45,11 @@ def test_keys_are_checked_under_their_new_names(tmp_path: Path) -> None:
     state = {f"old.{key}": value for key, value in net.state_dict().items()}
     save_file(state, tmp_path / "diffusion_pytorch_model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    options = {"dtype": torch.float32, "where": "projection"}
+    options: dict[str, Any] = {"dtype": torch.float32, "where": "projection"}
     with pytest.raises(WeightsError, match=r"4 missing: .*4 extra: old\.norm"):
         load_net(ImageProjection, tmp_path, **options)
-    found = load_net(
-        ImageProjection, tmp_path, rename=lambda key: key.removeprefix("old."), **options
-    )
+    options["rename"] = lambda key: key.removeprefix("old.")
+    found = load_net(ImageProjection, tmp_path, **options)
     assert torch.equal(found.proj.bias, net.proj.bias)
     with pytest.raises(WeightsError, match=r"of another shape: .*proj\.weight"):
         load_net(ImageProjection, tmp_path, overrides={"clip_embeddings_dim": 5}, **options)
