@@ -218,7 +218,7 @@ def _follow(plan: RunPlan, num_workers: int, teller: _Teller) -> OnTick:
                     f"{row['error_stage']}: {row['error_message']}"
                 )
         told = len(tally.outcomes)
-        teller.progress(meter.measure(tally.outcomes, view).line())
+        teller.progress(meter.measure(tally.outcomes, view).line(), last=not tally.waiting)
 
     return on_tick
 
@@ -239,13 +239,13 @@ class _Teller:
         self._stream.write(f"{erase}{line}\n")
         self._stream.flush()
 
-    def progress(self, line: str) -> None:
+    def progress(self, line: str, *, last: bool) -> None:
         """Write the progress line, unless it was told a moment ago or says nothing new."""
         now = time.monotonic()
-        if now - self._told_at < self._every_s or line == self._last_line:
+        if line == self._last_line or (now - self._told_at < self._every_s and not last):
             return
         self._told_at, self._last_line = now, line
-        if self._in_place:
+        if self._in_place and not last:
             self._stream.write(f"\r\x1b[2K{line}")
             self._stream.flush()
         else:

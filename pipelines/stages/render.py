@@ -125,6 +125,7 @@ class RenderClip:
         try:
             request = request_from_json(row["request"])
             pictures = self._read_pictures(request, json.loads(row["media_digests"]))
+            watch.progress("load", 1, 1)
             measured = self._render(request, pictures, target, watch.progress)
         except Exception as error:  # noqa: BLE001 - one bad row must not end the run
             target.unlink(missing_ok=True)
@@ -162,7 +163,7 @@ class _StageWatch:
         self._pulse = pulse
         self._seconds: dict[str, float] = {}
         self._since = time.monotonic()
-        self.progress("load", 0, 1)
+        pulse.row(sample_id, "load", 0, 1)
 
     def progress(self, stage: str, done: int, total: int) -> None:
         now = time.monotonic()
