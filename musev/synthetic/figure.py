@@ -176,25 +176,25 @@ def _orders(joints: Joints) -> list[tuple[str, ...]]:
     hands = depth[:, [3, 6]] + depth[:, [4, 7]] - 2 * depth[:, [CHEST]]
     shoulders = depth[:, [2, 5]] - depth[:, [CHEST]]
     behind = (shoulders < -0.045) & (hands < 0.16)
+    # A raised upper arm lies beside the head, under hair and cheek.
+    height = joints.points_TJ3[..., 1]
+    raised = (height[:, [3, 6]] > height[:, [2, 5]] + 0.05) & (hands < 0.2)
+    places = np.where(behind, 0, np.where(raised, 1, 2))
     left_leg_T = (legs[:, 1] > legs[:, 0]).tolist()
     left_hand_T = (hands[:, 1] >= hands[:, 0]).tolist()
-    return [*map(_order, left_leg_T, *behind.T.tolist(), left_hand_T)]
+    return [*map(_order, left_leg_T, left_hand_T, *places.T.tolist())]
 
 
 @functools.cache
 def _order(
-    left_leg_nearer: bool, right_behind: bool, left_behind: bool, left_hand_nearer: bool
+    left_leg_nearer: bool, left_hand_nearer: bool, right_place: int, left_place: int
 ) -> tuple[str, ...]:
+    """Layers from back to front; an arm's place: 0 behind the trunk, 1 the head, 2 before both."""
     near_leg = int(left_leg_nearer)
-    arms = (0, 1) if left_hand_nearer else (1, 0)
-    is_behind = (right_behind, left_behind)
-    return (
-        "back_hair",
-        *(f"arm{side}" for side in arms if is_behind[side]),
-        f"leg{1 - near_leg}",
-        f"leg{near_leg}",
-        "pelvis",
-        "trunk",
-        "head",
-        *(f"arm{side}" for side in arms if not is_behind[side]),
-    )
+    places = (right_place, left_place)
+    arms = [
+        [f"arm{side}" for side in ((0, 1) if left_hand_nearer else (1, 0)) if places[side] == place]
+        for place in range(3)
+    ]
+    legs = (f"leg{1 - near_leg}", f"leg{near_leg}")
+    return ("back_hair", *arms[0], *legs, "pelvis", "trunk", *arms[1], "head", *arms[2])

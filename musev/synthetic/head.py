@@ -97,7 +97,7 @@ class Ball:
 
     def finish(self) -> None:
         """Compute the outlines of every shape noted."""
-        ring = circle(24 if self.fine else 10)
+        ring = circle(24 if self.fine else 8)
         centre_TN3 = np.array([centre for centre, *_ in self._spots]).transpose(1, 0, 2)
         narrow_TN = np.sqrt(np.clip(1 - centre_TN3[..., 0] ** 2, 0.12, 1))
         wide_TN = narrow_TN * np.array([radius_x for _, radius_x, _, _ in self._spots])
@@ -184,7 +184,7 @@ def _skull(sketch: Sketch, ball: Ball, marks: np.ndarray) -> list[Shape]:
                     if shown.any():
                         shape = Shape(color, shown_T=shown.tolist())
                         shapes.append(ball.spot(centre, 0.17 + grow, 0.2 + grow, shape))
-    ring = circle(48 if ball.fine else 22)
+    ring = circle(48 if ball.fine else 18)
     line, trim = ball.line_T[:, None, None], (0.4 / ball.height_T)[:, None, None]
     contour = ball.outline(ring * (1 + line), Shape(contour_of(skin)))
     fill = ball.outline(ring * (1 - trim), Shape(skin))
@@ -267,6 +267,8 @@ _HAIRLINES = {
     "bun": np.radians([46, 42, 28, 8, -4, -24]),
     "tied": np.radians([46, 42, 28, 8, -4, -24]),
 }
+_ARC = {False: (11, 21), True: (31, 25)}
+"""Corners of the hair's upper edge: on small or large heads, smooth or curly."""
 _VOLUME = {"short": 0.09, "long": 0.1, "curly": 0.2, "bun": 0.06, "tied": 0.06}
 
 
@@ -277,7 +279,8 @@ def _hair_cap(sketch: Sketch, ball: Ball) -> list[Shape]:
     end = _HAIRLINE_ANGLES[-1]
     first_T = np.clip(-np.pi / 2 - ball.yaw_T, -end, end)
     last_T = np.clip(np.pi / 2 - ball.yaw_T, -end, end)
-    azimuth_TP = first_T[:, None] + (last_T - first_T)[:, None] * np.linspace(0, 1, 13)
+    share = np.linspace(0, 1, 21 if ball.fine else 9)
+    azimuth_TP = first_T[:, None] + (last_T - first_T)[:, None] * share
     height_TP = np.interp(np.abs(azimuth_TP), _HAIRLINE_ANGLES, _HAIRLINES[style])
     # A fringe that falls low everywhere but at the parting.
     middle = np.exp(-((azimuth_TP / 0.75) ** 2))
@@ -293,7 +296,7 @@ def _hair_cap(sketch: Sketch, ball: Ball) -> list[Shape]:
     start_T = np.arctan2(line_TP2[:, -1, 1], line_TP2[:, -1, 0])
     stop_T = np.arctan2(line_TP2[:, 0, 1], line_TP2[:, 0, 0])
     sweep_T = np.mod(stop_T - start_T, 2 * np.pi)
-    share = np.linspace(0, 1, 25 if style == "curly" else 15)
+    share = np.linspace(0, 1, _ARC[ball.fine][style == "curly"])
     angle_TP = start_T[:, None] + sweep_T[:, None] * share
     bulge = _VOLUME[style] * np.sin(np.pi * share) ** 0.5
     if style == "curly":

@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 
 from musev.synthetic.people import Color, RandomStream
+from musev.synthetic.shapes import SHIFT, circle, fixed
 
-_SHIFT = 4
 HORIZON = {"full": 0.62, "half": 0.74, "portrait": 0.8}
 """Row of the horizon as a share of the picture's height; a closer camera sees less ground."""
 
@@ -38,16 +38,15 @@ class Backdrop:
 
     def disc(self, x: float, y: float, radius: float, color: Color, flat: float = 1.0) -> None:
         """Fill an ellipse; the radius is a share of the short side."""
-        scale = 1 << _SHIFT
-        centre = (round(x * self.width * scale), round(y * self.height * scale))
-        axes = (round(radius * self.unit * scale), round(radius * flat * self.unit * scale))
-        cv2.ellipse(self.image_YXC, centre, axes, 0, 0, 360, color, -1, cv2.LINE_AA, _SHIFT)
+        size = radius * self.unit
+        corners = circle(8 if size < 2 else 20 if size < 24 else 60)
+        outline = np.array([x * self.width, y * self.height]) + corners * [size, size * flat]
+        cv2.fillConvexPoly(self.image_YXC, fixed(outline), color, cv2.LINE_AA, SHIFT)
 
     def shape(self, points: list[tuple[float, float]], color: Color) -> None:
         """Fill a polygon."""
-        scale = np.array([self.width, self.height]) * (1 << _SHIFT)
-        outline = np.rint(np.array(points) * scale).astype(np.int32)
-        cv2.fillPoly(self.image_YXC, [outline], color, cv2.LINE_AA, _SHIFT)
+        outline = fixed(np.array(points) * [self.width, self.height])
+        cv2.fillPoly(self.image_YXC, [outline], color, cv2.LINE_AA, SHIFT)
 
     def hills(self, base: float, height: float, color: Color, waves: float) -> None:
         """Fill from a wavy line down to the bottom."""

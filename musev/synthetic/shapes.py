@@ -260,7 +260,7 @@ class Sketch:
         scale_T = self.camera.scale_T
         radius_ND = np.array([radius for _, radius in padded]).reshape(shape[:2])
         radius_NDT = np.maximum(radius_ND[..., None] * scale_T - EDGE_PX, _LEAST_RADIUS_PX)
-        directions = circle(20 if scale_T.max() < 400 else 48)
+        directions = circle(16 if scale_T.max() < 400 else 48)
         reach_NDTP = centre_NDT2 @ directions.T + radius_NDT[..., None]
         furthest_N1TP = reach_NDTP.argmax(axis=1)[:, None]
         corners = np.stack(

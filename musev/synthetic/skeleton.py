@@ -235,7 +235,7 @@ def _arms(body: Body, pose: Pose, neck: np.ndarray, trunk: np.ndarray) -> tuple[
     upper, fore = unit(pose.upper_ST3), unit(pose.fore_ST3)
     # A raised arm lifts its shoulder and draws it in.
     lift = np.clip(upper[..., 1] + 0.2, 0, 1)
-    local = columns(body.shoulder_half - 0.018 * lift, -0.012 + 0.032 * lift, 0.0)
+    local = columns(body.shoulder_half - 0.008 * lift, -0.012 + 0.018 * lift, 0.0)
     shoulders = neck + _apply(trunk, local * MIRROR)
     elbows = shoulders + body.upper_arm * _apply(trunk, upper * MIRROR)
     wrists = elbows + body.forearm * _apply(trunk, fore * MIRROR)

@@ -101,3 +101,20 @@ def test_clothes_cover_what_their_shape_says(shirt: str, trousers: str) -> None:
     assert (person.skin in person_colors["leg0"]) == (trousers != "trousers")
     assert person.trousers in person_colors["pelvis"]
     assert person.shirt in person_colors["trunk"]
+
+
+def test_a_raised_arm_lies_between_trunk_and_head() -> None:
+    person = draw_person(draw_attributes(RandomStream(1)), RandomStream(2))
+    pose = Pose(1)
+    pose.upper_ST3[0] = [0.4, 1.0, 0.0]
+    pose.fore_ST3[0] = [0.1, 1.0, 0.0]
+    order = build_figure(
+        person,
+        solve(person.body, pose),
+        Camera(np.array([100.0]), np.array([64.0]), np.array([120.0])),
+        ("relaxed", "relaxed"),
+        Face(blink_T=np.zeros(1), mouth_T=np.zeros(1), smile=0.5),
+        height=128,
+        hands_T=np.array([True]),
+    ).order_T[0]
+    assert order.index("trunk") < order.index("arm0") < order.index("head") < order.index("arm1")
