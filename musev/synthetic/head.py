@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from musev.synthetic.people import Person
-from musev.synthetic.shapes import Shape, Sketch, circle, contour_of, fixed, shade
+from musev.synthetic.shapes import Shape, Sketch, circle, contour_of, fixed, shade, shares
 from musev.synthetic.skeleton import CHEST, HEAD, columns, rotation
 
 DETAIL_PX = 13.0
@@ -247,7 +247,7 @@ def _eye(
 
 
 def _mouth(ball: Ball, face: Face, seen: list[bool]) -> Shape:
-    along = np.linspace(-1, 1, 9 if ball.fine else 5)
+    along = shares(9 if ball.fine else 5, -1.0, 1.0)
     top = -0.54 + 0.1 * face.smile * (along**2 - 0.6)
     thick_T = np.where(ball.detailed_T, 0.035, 0.05) + 0.03 + 0.22 * face.mouth_T
     bottom_TP = top - 0.03 - thick_T[:, None] * (1 - along**2)
@@ -279,7 +279,7 @@ def _hair_cap(sketch: Sketch, ball: Ball) -> list[Shape]:
     end = _HAIRLINE_ANGLES[-1]
     first_T = np.clip(-np.pi / 2 - ball.yaw_T, -end, end)
     last_T = np.clip(np.pi / 2 - ball.yaw_T, -end, end)
-    share = np.linspace(0, 1, 21 if ball.fine else 9)
+    share = shares(21 if ball.fine else 9)
     azimuth_TP = first_T[:, None] + (last_T - first_T)[:, None] * share
     height_TP = np.interp(np.abs(azimuth_TP), _HAIRLINE_ANGLES, _HAIRLINES[style])
     # A fringe that falls low everywhere but at the parting.
@@ -296,7 +296,7 @@ def _hair_cap(sketch: Sketch, ball: Ball) -> list[Shape]:
     start_T = np.arctan2(line_TP2[:, -1, 1], line_TP2[:, -1, 0])
     stop_T = np.arctan2(line_TP2[:, 0, 1], line_TP2[:, 0, 0])
     sweep_T = np.mod(stop_T - start_T, 2 * np.pi)
-    share = np.linspace(0, 1, _ARC[ball.fine][style == "curly"])
+    share = shares(_ARC[ball.fine][style == "curly"])
     angle_TP = start_T[:, None] + sweep_T[:, None] * share
     bulge = _VOLUME[style] * np.sin(np.pi * share) ** 0.5
     if style == "curly":

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from musev.synthetic.people import Color, RandomStream
-from musev.synthetic.shapes import SHIFT, circle, fixed
+from musev.synthetic.shapes import SHIFT, circle, fixed, shares
 
 HORIZON = {"full": 0.62, "half": 0.74, "portrait": 0.8}
 """Row of the horizon as a share of the picture's height; a closer camera sees less ground."""
@@ -32,7 +32,7 @@ class Backdrop:
         """Fill rows with a gradient."""
         first, last = round(top * self.height), round(bottom * self.height)
         if last > first:
-            share = np.linspace(0, 1, last - first)[:, None, None]
+            share = shares(last - first)[:, None, None]
             rows = (np.array(upper) * (1 - share) + np.array(lower) * share).astype(np.uint8)
             self.image_YXC[first:last] = cv2.repeat(rows, 1, self.width)
 
@@ -43,6 +43,13 @@ class Backdrop:
         outline = np.array([x * self.width, y * self.height]) + corners * [size, size * flat]
         cv2.fillConvexPoly(self.image_YXC, fixed(outline), color, cv2.LINE_AA, SHIFT)
 
+    def specks(self, places: list[tuple[float, float, float]], color: Color) -> None:
+        """Fill many small discs of one colour, each (x, y, radius)."""
+        x_N, y_N, radius_N = np.array(places).T
+        centres = np.stack([x_N * self.width, y_N * self.height], axis=-1)[:, None]
+        outlines = fixed(centres + (radius_N * self.unit)[:, None, None] * circle(8))
+        cv2.fillPoly(self.image_YXC, list(outlines), color, cv2.LINE_AA, SHIFT)
+
     def shape(self, points: list[tuple[float, float]], color: Color) -> None:
         """Fill a polygon."""
         outline = fixed(np.array(points) * [self.width, self.height])
@@ -51,7 +58,7 @@ class Backdrop:
     def hills(self, base: float, height: float, color: Color, waves: float) -> None:
         """Fill from a wavy line down to the bottom."""
         phase = self.stream.uniform(0, 6.28)
-        xs = np.linspace(0, 1, 33)
+        xs = shares(33)
         ys = base - height * (
             0.5 + 0.5 * np.sin(waves * 6.28 * xs * self.width / self.unit + phase)
         )
@@ -124,22 +131,18 @@ def _meadow(b: Backdrop) -> Color:
     _clouds(b, (252, 252, 252))
     b.hills(b.horizon, 0.1, (132, 190, 108), 0.5)
     b.hills(b.horizon + 0.03, 0.04, (108, 176, 74), 0.35)
-    for _ in range(14):
-        petal = b.stream.pick(((252, 244, 240), (250, 218, 80), (240, 130, 160)))
-        y = b.stream.uniform(b.horizon + 0.07, 0.99)
-        b.disc(b.across(), y, 0.008 + 0.012 * (y - b.horizon), petal)
+    for petal in ((252, 244, 240), (250, 218, 80), (240, 130, 160)):
+        rows = [b.stream.uniform(b.horizon + 0.07, 0.99) for _ in range(5)]
+        b.specks([(b.across(), y, 0.008 + 0.012 * (y - b.horizon)) for y in rows], petal)
     return (78, 138, 54)
 
 
 def _night(b: Backdrop) -> Color:
     b.bands(0, 1, (10, 14, 48), (62, 72, 150))
-    for _ in range(26):
-        b.disc(
-            b.across(),
-            b.stream.uniform(0.01, b.horizon - 0.08),
-            b.stream.uniform(0.004, 0.009),
-            (244, 244, 214),
-        )
+    draw = b.stream.uniform
+    sky = b.horizon - 0.08
+    stars = [(b.across(), draw(0.01, sky), draw(0.004, 0.009)) for _ in range(26)]
+    b.specks(stars, (244, 244, 214))
     x, y = b.aside(), b.stream.uniform(0.12, 0.22)
     b.disc(x, y, 0.075, (246, 242, 206))
     b.disc(x + 0.03 * b.unit / b.width, y - 0.012, 0.06, (18, 23, 60))
@@ -251,10 +254,9 @@ def _snow(b: Backdrop) -> Color:
                 (238, 244, 248),
             )
     b.hills(b.horizon + 0.06, 0.03, (236, 242, 248), 0.3)
-    for _ in range(22):
-        b.disc(
-            b.across(), b.stream.uniform(0.0, 0.98), b.stream.uniform(0.005, 0.01), (252, 254, 255)
-        )
+    draw = b.stream.uniform
+    flakes = [(b.across(), draw(0.0, 0.98), draw(0.005, 0.01)) for _ in range(22)]
+    b.specks(flakes, (252, 254, 255))
     return (196, 208, 222)
 
 

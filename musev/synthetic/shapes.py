@@ -134,6 +134,12 @@ def circle(num_points: int, start: float = 0.0, sweep: float = 2 * np.pi) -> np.
     return columns(np.cos(angles), np.sin(angles))
 
 
+@functools.cache
+def shares(num_points: int, low: float = 0.0, high: float = 1.0) -> np.ndarray:
+    """Evenly spaced numbers, both ends included."""
+    return np.linspace(low, high, num_points)
+
+
 @dataclass(frozen=True)
 class Part:
     """A limb's piece: a rounded bar from place to place, radii in body heights."""

@@ -60,8 +60,10 @@ class Pose:
         self.facing_T = np.zeros(frames)
         self.torso_T3 = np.zeros((frames, 3))
         self.head_T3 = np.zeros((frames, 3))
-        self.upper_ST3 = np.tile(np.array(ARM_DOWN), (2, frames, 1))
-        self.fore_ST3 = np.tile(np.array(FOREARM_DOWN), (2, frames, 1))
+        self.upper_ST3 = np.empty((2, frames, 3))
+        self.upper_ST3[:] = ARM_DOWN
+        self.fore_ST3 = np.empty((2, frames, 3))
+        self.fore_ST3[:] = FOREARM_DOWN
         self.feet_ST3 = np.zeros((2, frames, 3))
         self.toes_ST = np.zeros((2, frames))
         self.mouth_T = np.zeros(frames)
