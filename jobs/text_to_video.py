@@ -218,7 +218,9 @@ def _follow(plan: RunPlan, num_workers: int, teller: _Teller) -> OnTick:
                     f"{row['error_stage']}: {row['error_message']}"
                 )
         told = len(tally.outcomes)
-        teller.progress(meter.measure(tally.outcomes, view).line(), last=not tally.waiting)
+        last = not tally.waiting
+        if teller.wants_progress(last=last):  # counting a long manifest at every row would add up
+            teller.progress(meter.measure(tally.outcomes, view).line(), last=last)
 
     return on_tick
 
@@ -239,12 +241,16 @@ class _Teller:
         self._stream.write(f"{erase}{line}\n")
         self._stream.flush()
 
+    def wants_progress(self, *, last: bool) -> bool:
+        """Whether the progress line was told long enough ago."""
+        return last or time.monotonic() - self._told_at >= self._every_s
+
     def progress(self, line: str, *, last: bool) -> None:
-        """Write the progress line, unless it was told a moment ago or says nothing new."""
-        now = time.monotonic()
-        if line == self._last_line or (now - self._told_at < self._every_s and not last):
+        """Write the progress line, unless it says nothing new."""
+        self._told_at = time.monotonic()
+        if line == self._last_line:
             return
-        self._told_at, self._last_line = now, line
+        self._last_line = line
         if self._in_place and not last:
             self._stream.write(f"\r\x1b[2K{line}")
             self._stream.flush()

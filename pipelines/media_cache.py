@@ -9,7 +9,9 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -22,6 +24,8 @@ from musev.errors import MediaError
 
 MAX_FILE_BYTES = 256 * 2**20
 """A single picture file above this is refused before it is fetched."""
+
+_KEEP_NOTES_S = 30 * 86400.0  # longer than any run: what its URIs held
 
 
 def default_folder() -> str:
@@ -55,7 +59,10 @@ class MediaCache:
         Returns:
             Digest (``sha256:...``) and content.
         """
-        note = self._root / "uris" / self.run_id / hashlib.sha256(uri.encode()).hexdigest()
+        notes = self._root / "uris" / self.run_id
+        if not notes.exists():
+            _forget_old_runs(notes.parent)
+        note = notes / hashlib.sha256(uri.encode()).hexdigest()
         with _locked(note):
             if note.exists():
                 digest = note.read_text()
@@ -153,6 +160,14 @@ class MediaCache:
             with suppress(FileNotFoundError):
                 path.unlink()
             excess -= size
+
+
+def _forget_old_runs(folder: Path) -> None:
+    oldest = time.time() - _KEEP_NOTES_S
+    for notes in folder.glob("*"):
+        with suppress(FileNotFoundError):
+            if notes.stat().st_mtime < oldest:
+                shutil.rmtree(notes, ignore_errors=True)
 
 
 @contextmanager

@@ -189,24 +189,21 @@ def _run_dataset(build: Callable[[list[Any]], Any], rows: list[Any]) -> Iterator
         yield batch.to_dict("records")
 
 
-def connect() -> bool:
+def connect() -> None:
     """Connect to the cluster this process was started in, or start a local one.
 
     A cluster is joined only when ``RAY_ADDRESS`` names it (``ray job submit`` sets it); a local run
     never joins whatever cluster a killed process may have left behind.
-
-    Returns:
-        Whether this call started a local cluster, which :func:`disconnect` then ends.
     """
     import logging
 
     import ray
 
     if ray.is_initialized():
-        return False
+        return
     if os.environ.get("RAY_ADDRESS"):
         ray.init(logging_level=logging.WARNING)
-        return True
+        return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray.init(
         address="local",
@@ -215,7 +212,6 @@ def connect() -> bool:
         logging_level=logging.ERROR,
         log_to_driver=False,
     )
-    return True
 
 
 def measure_cluster() -> ClusterShape:

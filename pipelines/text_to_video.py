@@ -152,12 +152,11 @@ def run_text_to_video(
 
 def _record_bad_rows(ledger: Ledger, plan: RunPlan, failures: Mapping[str, Record]) -> None:
     """Put this manifest's bad rows on record, and forget what is no longer true of its rows."""
-    for failure in plan.refused:
-        ledger.fail(failure.sample_id, failure.to_record())
+    bad_now = {failure.sample_id: failure.to_record() for failure in plan.refused}
     for row in plan.unreadable:
-        ledger.fail(row["sample_id"], failure_record(row, plan.request_of(row)))
-    bad_now = {failure.sample_id for failure in plan.refused}
-    bad_now |= {row["sample_id"] for row in plan.unreadable}
+        bad_now[row["sample_id"]] = failure_record(row, plan.request_of(row))
+    with ThreadPoolExecutor(_LOCAL_THREADS) as pool:  # object stores answer slowly, not seldom
+        list(pool.map(lambda item: ledger.fail(*item), bad_now.items()))
     names = {request.request_id for request in plan.requests}
     names |= {failure.request_id for failure in plan.refused}
     for sample, record in failures.items():

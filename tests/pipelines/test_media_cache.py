@@ -98,3 +98,12 @@ def test_unreadable_places_name_the_place_and_the_remedy(
     monkeypatch.setattr(media_cache, "MAX_FILE_BYTES", 10)
     with pytest.raises(MediaError, match="smaller file"):
         cache.fetch(put("huge.png", b"x" * 11))
+
+
+def test_notes_of_runs_long_past_are_forgotten(tmp_path: Path) -> None:
+    uri = put("old.png", b"x")
+    cache_in(tmp_path, "long-ago").fetch(uri)
+    cache_in(tmp_path, "yesterday").fetch(uri)
+    os.utime(tmp_path / "uris" / "long-ago", (0, 0))
+    cache_in(tmp_path, "today").fetch(uri)
+    assert {path.name for path in (tmp_path / "uris").iterdir()} == {"yesterday", "today"}
