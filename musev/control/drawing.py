@@ -98,7 +98,7 @@ MIN_HALF_WIDTH_PX = 1.5
 
 _SHIFT = 4  # OpenCV's fixed point: coordinates carry 1/16 pixel
 _FINE_PX = 3.0  # half width from which outlines get twice as many corners
-_ELLIPSE_POINTS = 10
+_ELLIPSE_POINTS = 8
 _CIRCLE_POINTS = 6
 
 
