@@ -14,25 +14,25 @@ from musev.synthetic.people import (
 )
 
 SCENE_PHRASES = {
-    "beach": ("on the beach", "on a sunny beach", "by the sea"),
+    "beach": ("on the beach", "on a beach", "by the sea"),
     "meadow": ("in a meadow", "on green grass", "in a field with flowers"),
-    "night": ("at night", "under the stars", "under the moon"),
-    "room": ("in a room", "at home", "in a room with a window"),
-    "desert": ("in the desert", "in a hot desert"),
+    "night": ("at night", "under the stars"),
+    "room": ("in a room", "in the room"),
+    "desert": ("in the desert", "in a desert"),
     "snow": ("in the snow", "in a field with snow"),
     "stage": ("on a stage", "on stage"),
 }
 ACTION_PHRASES = {
     "waving": ("waving", "waving a hand"),
     "walking": ("walking",),
-    "jumping": ("jumping", "jumping up"),
-    "squatting": ("squatting", "doing squats"),
+    "jumping": ("jumping",),
+    "squatting": ("squatting",),
     "dancing": ("dancing",),
     "clapping": ("clapping", "clapping hands"),
     "raising": ("raising both arms", "raising both hands"),
     "kicking": ("kicking",),
     "turning": ("turning the head", "looking left and right"),
-    "leaning": ("leaning left and right", "leaning from side to side"),
+    "leaning": ("leaning left and right", "leaning to the side"),
     "bowing": ("bowing",),
     "pointing": ("pointing", "pointing to the side"),
     "standing": ("standing still", "standing"),
@@ -48,7 +48,7 @@ HAIR_PHRASES = {
 FRAMING_PHRASES = {
     "full": ("",),
     "half": ("", "half body of "),
-    "portrait": ("", "portrait of ", "close portrait of "),
+    "portrait": ("", "portrait of "),
 }
 
 TEMPLATES = (
