@@ -187,7 +187,7 @@ class Progress:
     @property
     def left_s(self) -> float | None:
         """Estimated seconds left; None before there is anything to judge by."""
-        if self.frames_done <= 0:
+        if self.frames_per_s <= 0:
             return None
         return (self.num_frames - self.frames_done) / self.frames_per_s
 

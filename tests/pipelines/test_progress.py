@@ -142,6 +142,22 @@ def test_before_the_first_frame_no_time_is_promised() -> None:
     assert "waiting for 4 workers" in progress.line()
 
 
+@pytest.mark.parametrize(("frames_done", "elapsed_s"), [(5, 0), (0, 5), (0, 0), (5, 5)])
+def test_a_line_can_be_told_at_any_moment(frames_done: float, elapsed_s: float) -> None:
+    progress = Progress(
+        num_rows=1,
+        rows_done=0,
+        rows_failed=0,
+        num_frames=9,
+        frames_done=frames_done,
+        elapsed_s=elapsed_s,
+        workers_ready=1,
+        num_workers=1,
+    )
+    assert "0/1 rows done" in progress.line()
+    assert ("left" in progress.line()) == (frames_done > 0 and elapsed_s > 0)
+
+
 def test_the_meter_counts_whole_rows_part_rows_and_leaves_failed_frames_out() -> None:
     meter = Meter({"a": 10, "b": 20, "c": 30}, num_workers=2)
     outcomes = [
