@@ -1,0 +1,298 @@
+"""The main job from its command line: the plan without Ray, then a real run with bad rows in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import typer.main
+from PIL import Image
+
+from jobs.text_to_video import app, main
+from musev.media import encode_png, probe_video
+from musev.synthetic.portraits import draw_portrait
+from pipelines.manifest import write_manifest
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = ["--set", "width=64", "--set", "height=64", "--set", "sampling.num_steps=2"]
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix="mvj", dir="/tmp"))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture(scope="module")
+def portraits(folder: Path) -> list[str]:
+    names = []
+    for seed in range(2):
+        path = folder / f"person-{seed}.png"
+        path.write_bytes(encode_png(draw_portrait(seed, width=96, height=96)))
+        names.append(path.name)
+    return names
+
+
+def job(folder: Path, manifest: str, *more: str) -> list[str]:
+    return ["--manifest", str(folder / manifest), "--output", str(folder / "out"), *SMALL, *more]
+
+
+def test_the_set_of_flags_changes_only_on_purpose() -> None:
+    command = typer.main.get_command(app)
+    flags = {flag for option in command.params for flag in option.opts}
+    assert flags == {
+        "--manifest",
+        "--output",
+        "--profile",
+        "--set",
+        "--workers",
+        "--dry-run",
+        "--retry-failed",
+    }
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--manifest", "nowhere.parquet", "--output", "out"],
+        ["--manifest", "nowhere.parquet", "--output", "out", "--nonsense"],
+        ["--manifest", "nowhere.parquet", "--output", "out", "--profile", "nobody"],
+        ["--manifest", "nowhere.parquet", "--output", "out", "--set", "colour=red"],
+    ],
+)
+def test_a_wrong_command_or_manifest_is_status_2(arguments: list[str]) -> None:
+    assert main(arguments) == 2
+
+
+def test_an_empty_manifest_is_status_2(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "empty.csv").write_text("request_id,prompt\n")
+    assert main(job(folder, "empty.csv")) == 2
+    assert "nothing to render" in capsys.readouterr().err
+
+
+def test_a_dry_run_tells_the_plan_and_touches_nothing(
+    folder: Path, portraits: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"request_id": "good", "prompt": "a man", "num_frames": 20},
+        {"request_id": "gone", "condition_image": "gone.png"},
+        {"request_id": "short", "prompt": "a man", "num_frames": -3},
+    ]
+    write_manifest(rows[:2], str(folder / "good.csv"))
+    text = (folder / "good.csv").read_text() + "short,a man,,-3\n"
+    (folder / "dry.csv").write_text(text.replace("\r\n", "\n"))
+    before = sorted(folder.rglob("*"))
+    status = main(job(folder, "dry.csv", "--dry-run"))
+    told = capsys.readouterr().out
+    assert status == 3
+    assert "rows           3" in told
+    assert "to render      1 clips, 20 frames, 2 windows, 4 network calls" in told
+    assert "bad row gone: MediaError in load_inputs: no file at" in told
+    assert "bad row short: RequestError in manifest" in told
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_dry_run_starts_neither_ray_nor_torch(folder: Path) -> None:
+    write_manifest([{"request_id": "one", "prompt": "a man"}], str(folder / "one.parquet"))
+    code = (
+        "import sys\n"
+        "from jobs.text_to_video import main\n"
+        "status = main(sys.argv[1:])\n"
+        "sys.exit(status or bool({'ray', 'torch'} & set(sys.modules)))\n"
+    )
+    command = [sys.executable, "-c", code, *job(folder, "one.parquet", "--dry-run")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+GOOD_ROWS = ("image", "prompt", "all-images", "long", "twin")
+BAD_ROWS = {
+    "missing": "MediaError",
+    "truncated": "MediaError",
+    "zero-bytes": "MediaError",
+    "text-file": "MediaError",
+    "folder": "MediaError",
+    "bomb": "MediaError",
+    "negative": "RequestError",
+    "outside": "RequestError",
+    "odd-size": "RequestError",
+    "huge-size": "RequestError",
+    "no-subject": "RequestError",
+    "later-feature": "RequestError",
+    "other-weights": "RequestError",
+    "no-driver": "RequestError",
+    "unreadable-column": "RequestError",
+}
+
+
+def write_bad_pictures(folder: Path) -> None:
+    whole = (folder / "person-0.png").read_bytes()
+    (folder / "truncated.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "zero.png").touch()
+    (folder / "text.png").write_text("a page that says 404")
+    (folder / "folder.png").mkdir()
+    Image.new("1", (40_000, 40_000)).save(folder / "bomb.png")
+
+
+def write_mixed_manifest(folder: Path) -> Path:
+    """Twenty rows, good and bad, in one Parquet file whose last row group has a damaged column."""
+    write_bad_pictures(folder)
+    face, other = "person-0.png", "person-1.png"
+    rows: list[dict[str, Any]] = [
+        {"request_id": "image", "condition_image": face, "num_frames": 4},
+        {"request_id": "prompt", "prompt": "a woman smiles", "num_frames": 4},
+        {
+            "request_id": "all-images",
+            "condition_image": face,
+            "reference_image": other,
+            "ip_adapter_image": other,
+            "num_frames": 4,
+        },
+        {"request_id": "long", "condition_image": other, "num_frames": 18},
+        {"request_id": "twin", "condition_image": face, "num_frames": 4, "seed": 5},
+        {"request_id": "missing", "condition_image": "missing.png"},
+        {"request_id": "truncated", "condition_image": "truncated.png"},
+        {"request_id": "zero-bytes", "reference_image": "zero.png", "prompt": "a man"},
+        {"request_id": "text-file", "condition_image": "text.png"},
+        {"request_id": "folder", "condition_image": "folder.png"},
+        {"request_id": "bomb", "condition_image": "bomb.png"},
+        {"request_id": "negative", "prompt": "a man", "num_frames": -5},
+        {"request_id": "outside", "condition_image": "../../etc/passwd"},
+        {"request_id": "odd-size", "prompt": "a man", "width": 70},
+        {"request_id": "huge-size", "prompt": "a man", "width": 1_000_000},
+        {"request_id": "no-subject"},
+        {"request_id": "later-feature", "prompt": "a man", "video": "dance.mp4"},
+        {"request_id": "other-weights", "prompt": "a man", "profile": "musev"},
+        {"request_id": "no-driver", "condition_image": "nodriver://bucket/face.png"},
+        {"request_id": "unreadable-column", "prompt": "nobody will read this"},
+    ]
+    rows[0]["seed"] = 5
+    columns = sorted({name for row in rows for name in row})
+    table = pa.table({name: [row.get(name) for row in rows] for name in columns})
+    path = folder / "mixed.parquet"
+    pq.write_table(table, path, row_group_size=len(rows) - 1)
+    data = path.read_bytes()
+    group = pq.read_metadata(path).row_group(1)
+    chunk = next(
+        column
+        for column in map(group.column, range(group.num_columns))
+        if column.path_in_schema == "prompt"
+    )
+    start = chunk.dictionary_page_offset or chunk.data_page_offset
+    size = chunk.total_compressed_size
+    path.write_bytes(data[:start] + b"\xff" * size + data[start + size :])
+    return path
+
+
+def status_of(command: list[str]) -> subprocess.CompletedProcess[str]:
+    ray_folder = tempfile.mkdtemp(prefix="mvr", dir="/tmp")
+    environment = {**os.environ, "RAY_TMPDIR": ray_folder, "OMP_NUM_THREADS": "1"}
+    environment.pop("RAY_ADDRESS", None)
+    try:
+        return subprocess.run(
+            [sys.executable, "-m", "jobs.text_to_video", *command],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=400,
+            check=False,
+        )
+    finally:
+        shutil.rmtree(ray_folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def mixed_run(folder: Path, portraits: list[str]) -> subprocess.CompletedProcess[str]:
+    write_mixed_manifest(folder)
+    return status_of(job(folder, "mixed.parquet", "--workers", "2"))
+
+
+def results(folder: Path) -> dict[str, dict[str, Any]]:
+    table = pq.read_table(folder / "out" / "results.parquet")
+    return {row["request_id"]: row for row in table.to_pylist()}
+
+
+@pytest.mark.timeout(450)
+def test_every_bad_row_fails_alone_and_every_good_row_becomes_a_video(
+    folder: Path, mixed_run: subprocess.CompletedProcess[str]
+) -> None:
+    assert mixed_run.returncode == 3, mixed_run.stderr
+    rows = results(folder)
+    assert set(rows) == {*GOOD_ROWS, *BAD_ROWS}
+    assert {name for name, row in rows.items() if row["status"] == "committed"} == set(GOOD_ROWS)
+    for name in GOOD_ROWS:
+        row = rows[name]
+        video = Path(row["video_uri"].removeprefix("file://"))
+        facts = probe_video(video)
+        assert hashlib.sha256(video.read_bytes()).hexdigest() == row["sha256"]
+        assert (facts.width, facts.height, facts.codec) == (64, 64, "h264")
+        assert facts.num_frames == row["num_frames"] == (18 if name == "long" else 4)
+        assert dict(row["model_digests"])
+        assert row["steps"] == 2
+    assert rows["twin"]["sample_id"] == rows["image"]["sample_id"]  # one video for both
+
+
+@pytest.mark.timeout(450)
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_a_bad_row_is_on_record_with_class_stage_reason_and_remedy(
+    folder: Path, mixed_run: subprocess.CompletedProcess[str], name: str
+) -> None:
+    row = results(folder)[name]
+    assert row["error_class"] == BAD_ROWS[name]
+    expected_stage = "load_inputs" if BAD_ROWS[name] == "MediaError" else "manifest"
+    assert row["error_stage"] == expected_stage
+    assert len([part for part in row["error_message"].split(". ") if part]) >= 2
+    records = [
+        json.loads(path.read_text()) for path in (folder / "out" / "failures").glob("*.json")
+    ]
+    assert [r["error_message"] for r in records if r["request_id"] == name] == [
+        row["error_message"]
+    ]
+    assert row["error_message"] in mixed_run.stdout + mixed_run.stderr
+
+
+@pytest.mark.timeout(450)
+def test_a_run_can_be_followed_and_says_where_everything_is(
+    folder: Path, mixed_run: subprocess.CompletedProcess[str]
+) -> None:
+    assert "to render      4 clips, 30 frames" in mixed_run.stderr
+    assert "frames/s" in mixed_run.stderr
+    assert "\r" not in mixed_run.stderr
+    for name in ("results.parquet", "contact_sheet.png", "report.html", "run.json"):
+        assert (folder / "out" / name).stat().st_size > 0
+    assert f"{folder}/out/results.parquet" in mixed_run.stdout
+    assert "committed      4 clips, 30 frames" in mixed_run.stdout
+
+
+@pytest.mark.timeout(450)
+def test_a_second_run_renders_nothing_and_a_mended_row_is_taken_up(
+    folder: Path, mixed_run: subprocess.CompletedProcess[str]
+) -> None:
+    commits = folder / "out" / "commits"
+    before = {path.name: path.read_bytes() for path in commits.iterdir()}
+    shutil.copy(folder / "person-1.png", folder / "missing.png")
+    again = status_of(job(folder, "mixed.parquet", "--set", "num_frames=3"))
+    rows = results(folder)
+    after = {path.name: path.read_bytes() for path in commits.iterdir()}
+    assert again.returncode == 3, again.stderr
+    assert {name: after[name] for name in before} == before
+    assert len(after) == len(before) + 1
+    assert rows["missing"]["status"] == "committed"
+    assert rows["missing"]["num_frames"] == 3
+    assert "already there  5 rows" in again.stdout
+    failures = (folder / "out" / "failures").glob("*.json")
+    assert "missing" not in {json.loads(path.read_text())["request_id"] for path in failures}
