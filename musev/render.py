@@ -164,7 +164,7 @@ def encode_conditions(
 
     attachments: list[ImagePrompt | ReferenceFeatures] = []
     tokens_BLD = None
-    if bundle.image_projection is not None and image_prompt_TYXC is not None:
+    if bundle.takes_image_prompts and image_prompt_TYXC is not None:
         tokens_BLD = encode_image_prompt(
             bundle.image_encoder,
             bundle.image_projection,
@@ -172,7 +172,7 @@ def encode_conditions(
             with_unconditional=guided,
         )
         attachments.append(ImagePrompt(tokens_BLD, scale=request.sampling.ip_adapter_scale))
-    if bundle.referencenet is not None and reference_TYXC is not None:
+    if bundle.takes_references and reference_TYXC is not None:
         told_BLD = text_BLD if tokens_BLD is None else tokens_BLD
         attachments.append(encode_reference(bundle, reference_TYXC, told_BLD))
     frames_BCTHW = None
@@ -371,14 +371,15 @@ def write_video(
 
 
 def _refuse_unusable_media(bundle: ModelBundle, request: ClipRequest) -> None:
-    for column, part, name in (
-        ("reference_image", bundle.referencenet, "ReferenceNet"),
-        ("ip_adapter_image", bundle.image_projection, "image-prompt projection"),
+    for column, usable, name in (
+        ("reference_image", bundle.takes_references, "ReferenceNet"),
+        ("ip_adapter_image", bundle.takes_image_prompts, "image-prompt projection"),
     ):
-        if getattr(request, column) is not None and part is None:
+        if getattr(request, column) is not None and not usable:
             raise RequestError(
                 f"request {request.request_id!r}: {column} is given, but the weights of profile "
-                f"{request.profile!r} hold no {name}. Leave {column} empty or add those weights."
+                f"{request.profile!r} hold no {name} that its U-Net reads. Leave {column} empty or "
+                "choose other weights."
             )
 
 

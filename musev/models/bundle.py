@@ -74,6 +74,16 @@ class ModelBundle:
             )
 
     @property
+    def takes_references(self) -> bool:
+        """Whether there is a ReferenceNet and the U-Net reads its features."""
+        return self.referencenet is not None and bool(self.unet.config.need_refer_emb)
+
+    @property
+    def takes_image_prompts(self) -> bool:
+        """Whether there is an image-prompt projection and the U-Net reads its tokens."""
+        return self.image_projection is not None and bool(self.unet.config.ip_adapter_cross_attn)
+
+    @property
     def vae_scale_factor(self) -> int:
         """Pixels a latent row or column stands for."""
         return vae_functions.scale_factor(self.vae)
