@@ -11,18 +11,26 @@ from unittest import mock
 
 
 @contextmanager
-def local_ray() -> Iterator[None]:
-    """Start Ray as the job does on one machine; joins no other, leaves nothing behind."""
-    import ray
+def local_ray(num_gpus: int = 0) -> Iterator[None]:
+    """Start Ray on this machine; it joins no other and leaves nothing behind.
 
-    from pipelines.resources import connect
+    Args:
+        num_gpus: GPUs that Ray is to believe in.
+    """
+    import ray
 
     folder = tempfile.mkdtemp(prefix="mvr", dir="/tmp")
     quiet = {"RAY_TMPDIR": folder, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
     with mock.patch.dict(os.environ, quiet):
         os.environ.pop("RAY_ADDRESS", None)
         try:
-            assert connect(), "a Ray was running already"
+            ray.init(
+                address="local",
+                num_gpus=num_gpus,
+                include_dashboard=False,
+                object_store_memory=128 * 2**20,
+                log_to_driver=False,
+            )
             yield
         finally:
             ray.shutdown()

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,19 @@ def misbehave(prompt: str) -> None:
         raise ValueError("no such thing as this")
     if prompt.startswith("!sleep"):
         time.sleep(float(prompt.split()[1]))
+
+
+@dataclass(frozen=True)
+class GpuEngine:
+    """Notes which GPU its worker was given, in a file that all workers share."""
+
+    notes: Path
+
+    def __call__(self, profile: Profile, device: str) -> Callable[..., VideoInfo]:
+        assert device == "cuda", device
+        with self.notes.open("a") as notes:
+            notes.write(os.environ["CUDA_VISIBLE_DEVICES"] + "\n")
+        return colour_engine(profile, device)
 
 
 def broken_engine(profile: Profile, device: str) -> Callable[..., VideoInfo]:

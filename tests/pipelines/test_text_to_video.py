@@ -14,6 +14,7 @@ import pytest
 from musev.config import ClipRequest
 from musev.media import probe_video
 from pipelines.progress import BoardView
+from pipelines.resources import ClusterShape
 from pipelines.text_to_video import (
     Graph,
     Tally,
@@ -23,6 +24,7 @@ from pipelines.text_to_video import (
     render_rows,
 )
 from tests.pipelines.stand_ins import (
+    GpuEngine,
     broken_engine,
     dying_engine,
     graph,
@@ -37,7 +39,7 @@ pytestmark = pytest.mark.timeout(240)
 
 @pytest.fixture(scope="module", autouse=True)
 def ray_here() -> Iterator[None]:
-    with local_ray():
+    with local_ray(num_gpus=2):
         yield
 
 
@@ -144,6 +146,17 @@ def test_what_keeps_workers_from_loading_ends_the_run_with_its_reason(folder: Pa
 def test_workers_that_die_while_loading_end_the_run(folder: Path) -> None:
     with pytest.raises(WorkersFailError, match="while loading the networks"):
         render(graph(folder, load_engine=dying_engine, num_workers=1), request("any"))
+
+
+def test_with_gpus_every_worker_holds_one_of_its_own(folder: Path) -> None:
+    gpus = ClusterShape(num_cpus=2, num_gpus=2)
+    wired = graph(folder, shape=gpus, load_engine=GpuEngine(folder / "gpus"))
+    outcomes = render(wired, *(request(f"r{index}", prompt="!sleep 1") for index in range(4)))
+    assert {row["status"] for row in outcomes.values()} == {"committed"}
+    records = wired.ledger.committed().values()
+    assert all(record["gpu_seconds"] > 0 for record in records)
+    seen = (folder / "gpus").read_text().split()
+    assert sorted(seen) == ["0", "1"]
 
 
 def test_progress_is_told_while_rows_are_in_work(folder: Path) -> None:
