@@ -1,8 +1,8 @@
 """Find and read the original's recorded numbers (goldens).
 
-``MUSEV_GOLDENS`` names any folder that holds ``models``, ``pipeline`` and ``fullsize``; the default is
-``../shared/goldens`` beside the repository. Without the folder the tests that need it are skipped with
-a reason, except in CI (``CI`` or ``MUSEV_REQUIRE_GOLDENS`` set), where they fail.
+``MUSEV_GOLDENS`` names any folder that holds ``models``, ``pipeline`` and ``fullsize``; the default
+is ``../shared/goldens`` beside the repository. Without the folder the tests that need it are
+skipped with a reason, except in CI (``CI`` or ``MUSEV_REQUIRE_GOLDENS`` set), where they fail.
 """
 
 from __future__ import annotations
