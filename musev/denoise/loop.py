@@ -1,7 +1,6 @@
-"""Denoise one clip in one process: windows, blend, guidance and one solver step, step after step.
+"""Denoise one clip in one process: the wavefront with a single worker, one window after another.
 
-Axes here: B clip, C channel, T frame, F frame within a window, H W latent rows and columns.
-Owns the order of operations of one step; knows neither networks nor pixels.
+Axes here: B clip, C channel, T frame, H W latent rows and columns.
 """
 
 from __future__ import annotations
@@ -12,10 +11,9 @@ from torch import Tensor
 
 from musev.config import SamplingConfig
 from musev.denoise.conditioning import Denoiser
-from musev.denoise.guidance import guidance_scales, guide
-from musev.denoise.solvers import Solver, SolverState
+from musev.denoise.solvers import Solver
 from musev.denoise.sources import NoiseSource
-from musev.denoise.windows import blend_windows, plan_windows, window_weights
+from musev.denoise.wavefront import Wavefront, frames_of
 
 OnStep = Callable[[int, Tensor], None]
 
@@ -47,23 +45,18 @@ def denoise_clip(
         windows first and guided after; one solver step moves the whole clip.
     """
     num_frames = latents_BCTHW.shape[2]
-    scales = guidance_scales(sampling.guidance, solver.num_steps)
-    state = SolverState(latents_BCTHW)
-    for step in range(solver.num_steps):
-        windows = plan_windows(num_frames, sampling.windows, step=step, num_steps=solver.num_steps)
-        noisy_BCTHW = solver.scale_input(state.latents, step)
-        timestep = solver.timesteps[step]
-        estimates = [
-            denoiser(noisy_BCTHW[:, :, list(window)], timestep, window).float()
-            for window in windows
-        ]
-        weights = [window_weights(sampling.windows, len(window)) for window in windows]
-        estimate_BCTHW = blend_windows(estimates, windows, weights, num_frames)
-        if sampling.guidance.active:
-            uncond_BCTHW, cond_BCTHW = estimate_BCTHW.chunk(2)
-            estimate_BCTHW = guide(uncond_BCTHW, cond_BCTHW, scales[step])
-        drawn = noise.during(solver, step, latents_BCTHW.shape)
-        state = solver.advance(state, estimate_BCTHW, step, drawn)
-        if on_step is not None:
-            on_step(step, state.latents)
-    return state.latents
+    front = Wavefront(
+        frames_of(latents_BCTHW),
+        num_frames=num_frames,
+        solver=solver,
+        sampling=sampling,
+        noise=noise,
+    )
+    reported = 0
+    while (work := front.take_next()) is not None:
+        front.answer(work.task, denoiser(work.noisy_BCFHW, work.timestep, work.task.frames))
+        # Lowest step first and one at a time: when a step is complete, no frame is beyond it.
+        if on_step is not None and front.complete_steps > reported:
+            on_step(reported, front.latents(0, num_frames))
+            reported = front.complete_steps
+    return front.release(0, num_frames)

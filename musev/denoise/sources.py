@@ -14,17 +14,32 @@ from torch import Tensor
 from musev.config import SamplingConfig
 from musev.denoise.noise import NoiseStream, UpstreamNoise, counter_noise
 from musev.denoise.solvers import Solver
+from musev.errors import ConfigError, ShapeError
 
 
 class NoiseSource(Protocol):
-    """The draws of one clip, in the order the clip needs them."""
+    """The draws of one clip.
 
-    def initial(self, shape_BCTHW: Sequence[int]) -> Tensor:
+    ``frames`` are the numbers of the frames wanted, in the order of T; without them it is frames 0
+    to T. Where ``draws_whole_steps`` says so, a step's noise can only be drawn for the whole clip.
+    """
+
+    def initial(self, shape_BCTHW: Sequence[int], frames: Sequence[int] | None = None) -> Tensor:
         """Draw the noise a clip starts from; float32, unit variance."""
         ...
 
-    def during(self, solver: Solver, step: int, shape_BCTHW: Sequence[int]) -> Tensor | None:
+    def during(
+        self,
+        solver: Solver,
+        step: int,
+        shape_BCTHW: Sequence[int],
+        frames: Sequence[int] | None = None,
+    ) -> Tensor | None:
         """Draw what the solver needs to leave ``step``; None when it needs nothing."""
+        ...
+
+    def draws_whole_steps(self, solver: Solver, step: int) -> bool:
+        """Whether all frames have to leave ``step`` together, steps in order."""
         ...
 
 
@@ -40,19 +55,34 @@ class CounterSource:
         self._w_ind_noise = w_ind_noise
         self._first_frame = first_frame
 
-    def initial(self, shape_BCTHW: Sequence[int]) -> Tensor:
+    def initial(self, shape_BCTHW: Sequence[int], frames: Sequence[int] | None = None) -> Tensor:
         """Draw the noise a clip starts from; float32, unit variance."""
-        return self._draw(NoiseStream.INITIAL, 0, shape_BCTHW)
+        return self._draw(NoiseStream.INITIAL, 0, shape_BCTHW, frames)
 
-    def during(self, solver: Solver, step: int, shape_BCTHW: Sequence[int]) -> Tensor | None:
+    def during(
+        self,
+        solver: Solver,
+        step: int,
+        shape_BCTHW: Sequence[int],
+        frames: Sequence[int] | None = None,
+    ) -> Tensor | None:
         """Draw the noise of one step where the solver's formula has a noise term."""
         if not solver.needs_noise(step):
             return None
-        return self._draw(NoiseStream.STEP, step, shape_BCTHW)
+        return self._draw(NoiseStream.STEP, step, shape_BCTHW, frames)
 
-    def _draw(self, stream: int, step: int, shape_BCTHW: Sequence[int]) -> Tensor:
+    def draws_whole_steps(self, solver: Solver, step: int) -> bool:
+        """Never: every frame's noise stands for itself."""
+        return False
+
+    def _draw(
+        self, stream: int, step: int, shape_BCTHW: Sequence[int], frames: Sequence[int] | None
+    ) -> Tensor:
         num_clips, channels, num_frames, height, width = shape_BCTHW
-        frames = range(self._first_frame, self._first_frame + num_frames)
+        wanted = range(num_frames) if frames is None else frames
+        if len(wanted) != num_frames:
+            raise ShapeError(f"noise for {len(wanted)} frames cannot have shape {shape_BCTHW}")
+        frames = [self._first_frame + frame for frame in wanted]
         return torch.stack(
             [
                 counter_noise(
@@ -78,16 +108,35 @@ class UpstreamSource:
     def __init__(self, noise: UpstreamNoise) -> None:
         self._noise = noise
 
-    def initial(self, shape_BCTHW: Sequence[int]) -> Tensor:
+    def initial(self, shape_BCTHW: Sequence[int], frames: Sequence[int] | None = None) -> Tensor:
         """Draw the next initial noise from the generator."""
+        _refuse_some_frames(frames)
         return self._noise.draw(tuple(shape_BCTHW))
 
-    def during(self, solver: Solver, step: int, shape_BCTHW: Sequence[int]) -> Tensor | None:
+    def during(
+        self,
+        solver: Solver,
+        step: int,
+        shape_BCTHW: Sequence[int],
+        frames: Sequence[int] | None = None,
+    ) -> Tensor | None:
         """Draw where the original draws; hand the draw on only where it is used."""
         if not solver.upstream_draws(step):
             return None
+        _refuse_some_frames(frames)
         drawn = self._noise.draw(tuple(shape_BCTHW))
         return drawn if solver.needs_noise(step) else None
+
+    def draws_whole_steps(self, solver: Solver, step: int) -> bool:
+        """Wherever the original draws."""
+        return solver.upstream_draws(step)
+
+
+def _refuse_some_frames(frames: Sequence[int] | None) -> None:
+    if frames is not None:
+        raise ConfigError(
+            "upstream noise is drawn for whole clips, not for some frames; set noise to counter"
+        )
 
 
 def make_noise_source(sampling: SamplingConfig, seed: int, *, first_frame: int = 0) -> NoiseSource:

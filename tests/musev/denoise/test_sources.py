@@ -10,6 +10,7 @@ import torch
 from musev.config import SamplingConfig, ScheduleConfig
 from musev.denoise.solvers import make_solver
 from musev.denoise.sources import make_noise_source
+from musev.errors import ConfigError, ShapeError
 
 SHAPE = (1, 4, 5, 8, 8)
 
@@ -80,3 +81,34 @@ def test_share_of_own_noise() -> None:
     noise = make_noise_source(sampling, 1).initial((1, 4, 2, 64, 64))[0]
     correlation = (noise[:, 0] * noise[:, 1]).mean().item()
     assert correlation == pytest.approx(0.75, abs=0.03)
+
+
+def test_frames_can_be_drawn_one_by_one() -> None:
+    """Any frames in any order: the same noise as in a draw of the whole clip."""
+    sampling = SamplingConfig(solver="euler_ancestral", num_steps=4)
+    solver = make_solver(sampling, ScheduleConfig())
+    source = make_noise_source(sampling, 7, first_frame=1)
+    frames = [4, 0, 3]
+    shape = (SHAPE[0], SHAPE[1], len(frames), *SHAPE[3:])
+    assert torch.equal(source.initial(shape, frames), source.initial(SHAPE)[:, :, frames])
+    some, whole = source.during(solver, 2, shape, frames), source.during(solver, 2, SHAPE)
+    assert torch.equal(some, whole[:, :, frames])
+    with pytest.raises(ShapeError, match="noise for 3 frames"):
+        source.initial(SHAPE, frames)
+
+
+@pytest.mark.parametrize("solver_name", ["euler", "ddim", "lcm"])
+def test_upstream_noise_is_drawn_for_all_frames_together(solver_name: str) -> None:
+    """Where the original draws, single frames are refused; elsewhere nothing needs to wait."""
+    sampling = SamplingConfig(solver=solver_name, num_steps=3, noise="upstream_random")
+    solver = make_solver(sampling, ScheduleConfig())
+    source = make_noise_source(sampling, 7)
+    counter = make_noise_source(dataclasses.replace(sampling, noise="counter"), 7)
+    for step in range(3):
+        assert source.draws_whole_steps(solver, step) == solver.upstream_draws(step)
+        assert not counter.draws_whole_steps(solver, step)
+        if solver.upstream_draws(step):
+            with pytest.raises(ConfigError, match="set noise to counter"):
+                source.during(solver, step, SHAPE, range(SHAPE[2]))
+        else:
+            assert source.during(solver, step, SHAPE, range(SHAPE[2])) is None
