@@ -6,7 +6,10 @@ Nothing here imports Ray at the top, so a dry run stays light.
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -201,17 +204,33 @@ def connect() -> None:
 
     if ray.is_initialized():
         return
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level=logging.WARNING)
+    with keep_sigterm_handler():
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(logging_level=logging.WARNING)
+            return
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            object_store_memory=_LOCAL_OBJECT_STORE_BYTES,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
+
+
+@contextmanager
+def keep_sigterm_handler() -> Iterator[None]:
+    """Keep this process's handler of SIGTERM: ``ray.init`` puts its own, ``sys.exit``, in place."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals belong to the main thread, and Ray leaves them alone elsewhere
         return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        object_store_memory=_LOCAL_OBJECT_STORE_BYTES,
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-    )
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit as ended:  # Ray's handler, while it was in place
+        raise KeyboardInterrupt from ended
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def measure_cluster() -> ClusterShape:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import Any
 
@@ -12,6 +13,7 @@ from pipelines.resources import (
     MAX_ATTEMPTS,
     ClusterShape,
     apply_stage,
+    keep_sigterm_handler,
     load_inputs_args,
     plan_workers,
     render_args,
@@ -79,6 +81,23 @@ def test_stages_reach_ray_with_one_row_in_each_workers_hands() -> None:
     assert inputs["compute"].size == 2
     assert inputs["fn_kwargs"] == {"colour": "blue"}
     assert not {"task_pool_size", "actor_pool_size"} & (set(render) | set(inputs))
+
+
+def test_ray_does_not_keep_the_handler_of_sigterm() -> None:
+    """Ray puts ``sys.exit`` in its place: a run would end without saying that it can go on."""
+
+    def start_like_ray(*, then_terminate: bool) -> None:
+        with keep_sigterm_handler():
+            signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(signum))
+            if then_terminate:
+                signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    start_like_ray(then_terminate=False)
+    assert signal.getsignal(signal.SIGTERM) is before
+    with pytest.raises(KeyboardInterrupt):
+        start_like_ray(then_terminate=True)
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_importing_needs_no_ray() -> None:
