@@ -1,0 +1,131 @@
+"""What chance adds to a batch: timesteps, noise, and conditions that are left out.
+
+Everything random of a training step is drawn here, from one generator, and becomes part of the
+batch: the step itself is then a function of the batch alone.
+"""
+
+# Axes here: B clip, C channel, T frame, H W latent rows and columns, L token.
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from musev.errors import ConfigError
+from musev.training.optimizer import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorruptionConfig:
+    """Probabilities of leaving a condition out, and the kind of noise.
+
+    Text and image prompt are left out a clip at a time (by the empty prompt's tokens, by the
+    projection of a zero embedding); everything else a batch at a time, because the network without
+    it is another computation and not one with zeros.
+    """
+
+    drop_text: float = 0.1
+    drop_text_with_reference: float = 0.5
+    """Instead, for clips with a reference: else the text says it all and the picture is ignored."""
+    drop_image_prompt: float = 0.1
+    drop_reference: float = 0.2
+    drop_control: float = 0.0
+    no_condition_frame: float = 0.2
+    first_condition_frame: float = 0.5
+    """Otherwise the clean frame is any of the clip."""
+    short_window: float = 0.3
+    """Share of video batches cut to 2 frames or more: short windows are used at the ends."""
+    w_ind_noise: float = 0.5
+    """Share of a frame's noise that is its own, as at inference."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not 0 <= value <= 1:
+                raise ConfigError(f"{name} must be in [0, 1], got {value}")
+        if self.no_condition_frame + self.first_condition_frame > 1:
+            raise ConfigError("no_condition_frame and first_condition_frame add up to more than 1")
+
+
+def corrupt(
+    batch: Batch,
+    config: CorruptionConfig,
+    *,
+    seed: int,
+    empty_ids_L: Tensor,
+    num_timesteps: int = 1000,
+) -> Batch:
+    """Draw everything random of one training step.
+
+    Args:
+        batch: ``latents_BCTHW`` and ``ids_BL``; optional ``person_BTHW``, ``reference_BCTHW``,
+            ``image_prompt_BCYX``, ``control_BTCYX``.
+        config: Probabilities.
+        seed: The same seed draws the same.
+        empty_ids_L: Tokens of the empty prompt.
+        num_timesteps: Of the diffusion.
+
+    Returns:
+        A new batch with ``noise_BCTHW``, ``timesteps_B``, ``condition_index`` for videos with a
+        conditioning frame, ``keep_image_B`` with an image prompt; dropped entries are missing.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def chance(probability: float) -> bool:
+        return bool(torch.rand((), generator=generator) < probability)
+
+    found = dict(batch)
+    # Always the same number of draws before the window is cut, whatever was dropped.
+    drops = {name: chance(p) for name, p in _batch_drops(config).items()}
+    for name, dropped in drops.items():
+        if dropped:
+            found.pop(name, None)
+    num_frames = batch["latents_BCTHW"].shape[2]
+    if num_frames > 2 and chance(config.short_window):
+        found = _cut_window(found, num_frames, generator)
+    latents = found["latents_BCTHW"]
+    num_clips, channels, num_frames, height, width = latents.shape
+    frames = torch.randn((num_clips, channels, num_frames, height, width), generator=generator)
+    if num_frames > 1:
+        common = torch.randn((num_clips, channels, 1, height, width), generator=generator)
+        own = config.w_ind_noise
+        frames = math.sqrt(1 - own) * common + math.sqrt(own) * frames
+        index = _condition_index(config, num_frames, generator)
+        if index is not None:
+            found["condition_index"] = index
+    found["noise_BCTHW"] = frames
+    found["timesteps_B"] = torch.randint(num_timesteps, (num_clips,), generator=generator)
+    told = "reference_BCTHW" in found or "image_prompt_BCYX" in found
+    drop_text = config.drop_text_with_reference if told else config.drop_text
+    drop_text_B = torch.rand(num_clips, generator=generator) < drop_text
+    found["ids_BL"] = torch.where(drop_text_B[:, None], empty_ids_L, batch["ids_BL"])
+    if "image_prompt_BCYX" in found:
+        keep_B = torch.rand(num_clips, generator=generator) >= config.drop_image_prompt
+        found["keep_image_B"] = keep_B
+    return found
+
+
+def _batch_drops(config: CorruptionConfig) -> dict[str, float]:
+    return {"reference_BCTHW": config.drop_reference, "control_BTCYX": config.drop_control}
+
+
+def _condition_index(
+    config: CorruptionConfig, num_frames: int, generator: torch.Generator
+) -> Tensor | None:
+    draw = float(torch.rand((), generator=generator))
+    place = int(torch.randint(num_frames, (), generator=generator))
+    if draw < config.no_condition_frame:
+        return None
+    first = draw < config.no_condition_frame + config.first_condition_frame
+    return torch.tensor([0 if first else place])
+
+
+def _cut_window(batch: Batch, num_frames: int, generator: torch.Generator) -> Batch:
+    length = int(torch.randint(2, num_frames, (), generator=generator))
+    start = int(torch.randint(num_frames - length + 1, (), generator=generator))
+    axes = {"latents_BCTHW": 2, "person_BTHW": 1, "control_BTCYX": 1}
+    return {
+        name: value.narrow(axes[name], start, length) if name in axes else value
+        for name, value in batch.items()
+    }

@@ -1,0 +1,351 @@
+"""A stage made ready to run: networks, batches, evaluation and what comes out, for one worker.
+
+run = prepare_run(RunConfig(stage=get_stage("mini-image"), out=..., init=...), worker)
+run_steps(run.trainer, run.batches_of, run.stage.loop, store=..., hooks=...)
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import fsspec
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import save_file
+from torch import nn
+from transformers import CLIPTokenizer
+
+from musev.config import WeightsConfig
+from musev.errors import ConfigError
+from musev.models.bundle import ModelBundle, load_bundle, save_bundle
+from musev.synthetic.captions import VOCABULARY
+from musev.training.clip_batches import ClipBatches, Position
+from musev.training.diffusion import DiffusionLossConfig, DiffusionTraining
+from musev.training.frames import frame_batch
+from musev.training.frozen import freeze_except
+from musev.training.latents import ClipSource, LatentStore
+from musev.training.loop import Trainer, seed_of
+from musev.training.lora import add_lora, export_kohya
+from musev.training.networks import (
+    Networks,
+    build_networks,
+    bundle_of,
+    get_sizes,
+    networks_of,
+)
+from musev.training.optimizer import Batch
+from musev.training.stages import DiffusionStage, Stage, VaeStage
+from musev.training.vae import (
+    VaeTraining,
+    add_latent_noise,
+    make_vae,
+    normalise_latents,
+    psnr,
+)
+from musev.training.vocabulary import make_word_tokenizer
+from musev.weights import BUNDLE_FILE
+
+logger = logging.getLogger(__name__)
+
+PROMPT_TOKENS = 32
+NUM_HELD_OUT = 64
+_HELD_OUT_BATCHES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run of one stage."""
+
+    stage: Stage
+    out: str
+    """Folder for checkpoints and what comes out; fsspec URI, seen by all workers."""
+    init: str | None = None
+    """Folder to start from: a bundle, or a VAE; None: from nothing."""
+    latents: str | None = None
+    """Folder of encoded clips; None: inside ``out``."""
+    size: str = "mini"
+    seed: int = 0
+    num_clips: int = 8192
+    """Clips that are encoded and then used again and again."""
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Which of how many; and a meeting point for all."""
+
+    rank: int = 0
+    count: int = 1
+    meet: Callable[[], None] = lambda: None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    place: Callable[[nn.Module], None] | None = None
+    """Spreads a module over the workers, after it is known what learns and before the optimizer."""
+
+
+@dataclass
+class PreparedRun:
+    """What the loop needs."""
+
+    stage: Stage
+    trainer: Trainer
+    batches_of: Callable[[int], Sequence[Batch]]
+    evaluate: Callable[[int], dict[str, float]]
+    export: Callable[[Path], None]
+    """Write what was learnt into an empty folder; call it with the average applied."""
+    bundle: ModelBundle | None = None
+    """Networks for samples; None for a VAE stage."""
+    vae: AutoencoderKL | None = None
+
+    @property
+    def module(self) -> nn.Module:
+        """What learns."""
+        return self.trainer.module
+
+
+def prepare_run(run: RunConfig, worker: Worker | None = None) -> PreparedRun:
+    """Build a stage's networks, encode its clips if that has not been done, and make its trainer.
+
+    Args:
+        run: What to run.
+        worker: Whose share.
+
+    Returns:
+        The run, not resumed yet.
+    """
+    torch.manual_seed(run.seed)  # initial weights only; all else draws from its own generators
+    worker = worker or Worker()
+    if isinstance(run.stage, VaeStage):
+        return _prepare_vae(run, run.stage, worker)
+    return _prepare_diffusion(run, run.stage, worker)
+
+
+def _prepare_vae(run: RunConfig, stage: VaeStage, worker: Worker) -> PreparedRun:
+    vae = make_vae(stage.widths) if run.init is None else load_vae(run.init)
+    if not stage.joint and run.init is None:
+        raise ConfigError(f"stage {stage.name} trains a decoder alone; give --init FOLDER of a VAE")
+    module = VaeTraining(vae, stage.loss).to(worker.device)
+    freeze_except(module, stage.trained)
+    if worker.place is not None:
+        worker.place(module)
+    held_out = frame_batch(
+        run.seed, 0, num_images=NUM_HELD_OUT, size_px=stage.size_px, held_out=True
+    )
+    num_whole, num_crops = stage.num_whole, stage.num_crops
+
+    def batch_at(position: Position) -> Batch:
+        whole = position.step % stage.whole_every == stage.whole_every - 1
+        # Crops and whole pictures come from sources of their own, so that numbers never collide.
+        source = seed_of(run.seed, "whole" if whole else "crops") % 2**31
+        batch = frame_batch(
+            source,
+            position.number,
+            num_images=num_whole if whole else num_crops,
+            crop_px=None if whole else stage.crop_px,
+            size_px=stage.size_px,
+        )
+        return add_latent_noise(batch, seed=seed_of(run.seed, "noise", position.number))
+
+    def export(folder: Path) -> None:
+        if stage.joint:
+            pictures = frame_batch(
+                seed_of(run.seed, "normalise") % 2**31, 0, num_images=128, size_px=stage.size_px
+            )
+            kept = {name: value.clone() for name, value in vae.state_dict().items()}
+            normalise_latents(vae, pictures["pixels"].to(worker.device))
+            vae.save_pretrained(folder / "vae", safe_serialization=True)
+            vae.load_state_dict(kept)
+        else:
+            vae.save_pretrained(folder / "vae", safe_serialization=True)
+
+    return PreparedRun(
+        stage=stage,
+        trainer=Trainer(module, stage.optimizer),
+        batches_of=_batches_of(batch_at, stage.accumulate, worker),
+        evaluate=lambda _: psnr(
+            vae, held_out["pixels"].to(worker.device), held_out["mask"].to(worker.device)
+        ),
+        export=export,
+        vae=vae,
+    )
+
+
+def _prepare_diffusion(run: RunConfig, stage: DiffusionStage, worker: Worker) -> PreparedRun:
+    networks, vae, tokenizer = _start_networks(run, stage)
+    vae.requires_grad_(False).eval().to(worker.device)
+    module = DiffusionTraining(
+        networks,
+        DiffusionLossConfig(
+            schedule=stage.schedule, min_snr_gamma=stage.min_snr_gamma, person=stage.person
+        ),
+    ).to(worker.device)
+    if stage.lora_rank is not None:
+        module.requires_grad_(False)
+        add_lora(networks["unet"], stage.lora_rank)
+    freeze_except(module, stage.trained, but_not=stage.but_not)
+    if stage.gradient_checkpointing:
+        for name in ("unet", "referencenet", "controlnet"):
+            if name in networks:
+                networks[name].enable_gradient_checkpointing()
+    if worker.place is not None:
+        worker.place(module)
+
+    def batches(store: LatentStore) -> ClipBatches:
+        return ClipBatches(
+            store=store,
+            config=stage.batch,
+            corruption=stage.corruption,
+            tokenizer=tokenizer,
+            seed=run.seed,
+            image_prompt_px=get_sizes(run.size).vision_size_px,
+        )
+
+    training, held_out = encode_stores(run, stage, vae, worker)
+    held_batches = [batches(held_out).at(Position(step=n)) for n in range(_HELD_OUT_BATCHES)]
+
+    def evaluate(_: int) -> dict[str, float]:
+        losses = [float(module(to_device(b, worker.device))["mse"]) for b in held_batches]
+        return {"held_out_mse": sum(losses) / len(losses)}
+
+    bundle = bundle_of(networks, vae=vae, tokenizer=tokenizer, schedule=stage.schedule)
+
+    def export(folder: Path) -> None:
+        if stage.lora_rank is not None:
+            save_file(export_kohya(networks["unet"]), folder / "lora.safetensors")
+            return
+        save_bundle(bundle, folder / "bundle")
+        if "controlnet" in networks:
+            networks["controlnet"].save_pretrained(folder / "controlnet", safe_serialization=True)
+
+    return PreparedRun(
+        stage=stage,
+        trainer=Trainer(module, stage.optimizer),
+        batches_of=_batches_of(batches(training).at, stage.accumulate, worker),
+        evaluate=evaluate,
+        export=export,
+        bundle=bundle,
+        vae=vae,
+    )
+
+
+def _start_networks(
+    run: RunConfig, stage: DiffusionStage
+) -> tuple[Networks, AutoencoderKL, CLIPTokenizer]:
+    """Networks of the start, and new ones for the parts it lacks."""
+    if run.init is None:
+        raise ConfigError(f"stage {stage.name} works on latents; give --init FOLDER of a VAE")
+    found, tokenizer = Networks(), None
+    if (Path(run.init) / BUNDLE_FILE).exists():
+        start = load_bundle(WeightsConfig(bundle=run.init, layer_norm_eps=1e-5))
+        found, tokenizer, vae = networks_of(start, stage.parts), start.tokenizer, start.vae
+        for network in found.values():
+            network.requires_grad_(True).train()
+    else:
+        vae = load_vae(run.init)
+    tokenizer = tokenizer or make_word_tokenizer([*VOCABULARY, ","], max_length=PROMPT_TOKENS)
+    missing = tuple(name for name in stage.parts if name not in found)
+    new = build_networks(get_sizes(run.size), missing, vocab_size=len(tokenizer))
+    if missing:
+        logger.info("new networks: %s", ", ".join(missing))
+    networks = Networks({name: (found if name in found else new)[name] for name in stage.parts})
+    return networks, vae, tokenizer
+
+
+def encode_stores(
+    run: RunConfig, stage: DiffusionStage, vae: AutoencoderKL, worker: Worker
+) -> tuple[LatentStore, LatentStore]:
+    """Encode the stage's clips, each worker its share of the files, and load them.
+
+    Args:
+        run: Where, and how many clips.
+        stage: Decides frames and references.
+        vae: Frozen; files carry no trace of it, so another VAE needs another folder.
+        worker: Whose share.
+
+    Returns:
+        Training and held-out clips.
+    """
+    uri = run.latents or f"{run.out.rstrip('/')}/latents"
+    stores = []
+    for held_out, num_clips in ((False, run.num_clips), (True, min(NUM_HELD_OUT, run.num_clips))):
+        source = ClipSource(
+            seed=run.seed,
+            num_frames=stage.batch.num_frames,
+            references=stage.batch.reference,
+            held_out=held_out,
+        )
+        per_file = min(256 if stage.batch.num_frames == 1 else 64, num_clips)
+        store = LatentStore(uri, source, clips_per_file=per_file)
+        for number in range(worker.rank, num_clips // per_file, worker.count):
+            if store.encode(vae, number):
+                logger.info("encoded %s", store.path(number))
+        stores.append(store)
+    worker.meet()
+    for store in stores:
+        store.load()
+    return stores[0], stores[1]
+
+
+def load_vae(folder: str) -> AutoencoderKL:
+    """Load a VAE for training from its folder, the folder above it, or a bundle."""
+    root = Path(folder)
+    inner = root / "vae" if (root / "vae" / "config.json").exists() else root
+    if not (inner / "config.json").exists():
+        raise ConfigError(f"no VAE in {folder}: neither config.json nor vae/config.json")
+    return AutoencoderKL.from_pretrained(inner, local_files_only=True).requires_grad_(True)
+
+
+def export_to(run: PreparedRun, uri: str) -> None:
+    """Write what was learnt, as an average, to ``uri``; whole, under a temporary name first.
+
+    Args:
+        run: With the trainer somewhere in its course.
+        uri: Folder that does not exist; fsspec URI.
+    """
+    with tempfile.TemporaryDirectory(prefix="musev-export-") as scratch:
+        folder = Path(scratch) / "export"
+        folder.mkdir()
+        with run.trainer.ema.applied(run.module):
+            run.export(folder)
+        facts = {"stage": run.stage.name, "step": run.trainer.step}
+        (folder / "training.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
+        files, root = fsspec.core.url_to_fs(uri)
+        if "file" in ((files.protocol,) if isinstance(files.protocol, str) else files.protocol):
+            Path(root).parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(root, ignore_errors=True)
+            shutil.copytree(folder, f"{root}.part", dirs_exist_ok=True)
+            Path(f"{root}.part").rename(root)
+        else:
+            files.put(f"{folder}/", root, recursive=True)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Move a batch."""
+    return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+
+
+def _batches_of(
+    batch_at: Callable[[Position], Batch], accumulate: int, worker: Worker
+) -> Callable[[int], Sequence[Batch]]:
+    def batches(step: int) -> list[Batch]:
+        return [
+            to_device(
+                batch_at(
+                    Position(
+                        step=step,
+                        micro=micro,
+                        accumulate=accumulate,
+                        worker=worker.rank,
+                        num_workers=worker.count,
+                    )
+                ),
+                worker.device,
+            )
+            for micro in range(accumulate)
+        ]
+
+    return batches
