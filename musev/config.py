@@ -152,9 +152,10 @@ class EncoderConfig:
 class WeightsConfig:
     """Where the weights lie: our own bundle folder, or the published folders, or a seed.
 
-    ``bundle`` is a folder written by ``save_bundle``. The published layout needs ``t2i`` (a
-    diffusers folder), ``motion`` (the folder that holds ``unet/``) and ``motion_name``; the others
-    are optional. ``random_seed`` builds small untrained networks (for tests and the demo only).
+    ``bundle`` is a folder written by ``save_bundle``, or ``package:NAME`` for weights that ship
+    with this package. The published layout needs ``t2i`` (a diffusers folder), ``motion`` (the
+    folder that holds ``unet/``) and ``motion_name``; the others are optional.
+    ``random_seed`` builds small untrained networks (for tests and the demo only).
     """
 
     bundle: str | None = None
@@ -168,10 +169,10 @@ class WeightsConfig:
     image_prompt: str | None = None
     image_encoder: str | None = None
     vae: str | None = None
-    layer_norm_eps: float = 0.0
-    """Epsilon of norm1 and norm3 in the UNet's and ReferenceNet's transformer blocks. 0 is what the
-    original computes (an accident of argument order); 1e-5 is what its weights were most likely
-    trained with."""
+    layer_norm_eps: float | None = None
+    """Epsilon of norm1 and norm3 in the UNet's and ReferenceNet's transformer blocks. None: what a
+    bundle was saved with, and 0 for the published weights. 0 is what the original computes (an
+    accident of argument order); 1e-5 is what its weights were most likely trained with."""
 
     def __post_init__(self) -> None:
         _check_literals(self)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BUNDLE_FILE = "musev_bundle.json"
+_SHIPPED = Path(__file__).parent / "bundles"
 IMAGE_PROMPT_FILE = "ip_adapter_image_proj.bin"
 # Version of the recipe in musev/models/tiny.py: raise it when the random networks change.
 TINY_VERSION = "tiny-1"
@@ -336,6 +337,29 @@ def published_paths(config: WeightsConfig) -> dict[str, Path]:
     return paths
 
 
+def bundle_folder(name: str) -> Path:
+    """Find a bundle's folder.
+
+    Args:
+        name: A path, or ``package:NAME`` for one that ships with this package. The latter is looked
+            up where it is used, so that machines may have the package in different places.
+
+    Returns:
+        The folder.
+
+    Raises:
+        WeightsError: If the package has no such bundle.
+    """
+    scheme, _, shipped = name.rpartition(":")
+    if scheme != "package":
+        return Path(name)
+    folder = _SHIPPED / shipped
+    if not shipped or not (folder / BUNDLE_FILE).is_file():
+        there = sorted(path.parent.name for path in _SHIPPED.glob(f"*/{BUNDLE_FILE}"))
+        raise WeightsError(f"no bundle {name!r}; this package ships: {', '.join(there) or 'none'}")
+    return folder
+
+
 def bundle_paths(folder: Path) -> dict[str, Path]:
     """Folder of each part of our own layout, plus the index file as ``index``.
 
@@ -367,15 +391,16 @@ def digest_weights(config: WeightsConfig) -> dict[str, str]:
         do not enter: the same files elsewhere give the same digests. A seed digests to itself.
         A part that is missing is a :class:`WeightsError`.
     """
-    settings = f"layer_norm_eps={config.layer_norm_eps!r}"
+    eps = config.layer_norm_eps
     if config.random_seed is not None:
         digests = {"random": f"{TINY_VERSION}:seed={config.random_seed}"}
-        return digests | ({"settings": settings} if config.layer_norm_eps else {})
+        return digests | ({"settings": f"layer_norm_eps={eps!r}"} if eps else {})
     if config.bundle is not None:
-        paths = bundle_paths(Path(config.bundle))
+        paths = bundle_paths(bundle_folder(config.bundle))
+        settings = "layer_norm_eps=" + ("as saved" if eps is None else repr(eps))
     else:
         paths = published_paths(config)
-        settings += f",motion_name={config.motion_name}"
+        settings = f"layer_norm_eps={eps or 0.0!r},motion_name={config.motion_name}"
     return {name: _digest_part(name, path) for name, path in paths.items()} | {"settings": settings}
 
 

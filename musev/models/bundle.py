@@ -25,7 +25,7 @@ from musev.models.loading import DTYPES, load_net, load_tokenizer
 from musev.models.published import load_published
 from musev.models.reference import ReferenceNet2D
 from musev.models.unet import UNet3DConditionModel
-from musev.weights import BUNDLE_FILE, bundle_paths, read_config
+from musev.weights import BUNDLE_FILE, bundle_folder, bundle_paths, read_config
 
 FORMAT = 1
 
@@ -143,15 +143,17 @@ def load_bundle(
         # Here and not above: that module builds on this one.
         from musev.models.tiny import make_tiny_bundle
 
-        bundle = make_tiny_bundle(weights.random_seed, layer_norm_eps=weights.layer_norm_eps)
+        eps = weights.layer_norm_eps or 0.0
+        bundle = make_tiny_bundle(weights.random_seed, layer_norm_eps=eps)
     elif weights.bundle is not None:
-        bundle = _load_own(Path(weights.bundle), weights.layer_norm_eps, dtype=dtype)
+        folder = bundle_folder(weights.bundle)
+        bundle = _load_own(folder, weights.layer_norm_eps, dtype=dtype)
     else:
         bundle = ModelBundle(**load_published(weights, dtype=dtype))
     return bundle.to(device, precision)
 
 
-def _load_own(folder: Path, layer_norm_eps: float, *, dtype: torch.dtype) -> ModelBundle:
+def _load_own(folder: Path, layer_norm_eps: float | None, *, dtype: torch.dtype) -> ModelBundle:
     index = read_config(folder, where="bundle", name=BUNDLE_FILE)
     where = f"bundle at {folder}"
     if index.get("format") != FORMAT:
@@ -169,13 +171,13 @@ def _load_own(folder: Path, layer_norm_eps: float, *, dtype: torch.dtype) -> Mod
         raise WeightsError(f"{where}: no usable schedule in {BUNDLE_FILE} ({error})") from error
     parts: dict[str, Any] = {"tokenizer": load_tokenizer(paths.pop("tokenizer"))}
     for name, path in paths.items():
-        eps = {"layer_norm_eps": layer_norm_eps} if name in _WITH_LAYER_NORM_EPS else {}
+        chosen = layer_norm_eps is not None and name in _WITH_LAYER_NORM_EPS
         parts[name] = load_net(
             _NETWORKS[name],
             path,
             dtype=torch.float32 if name == "vae" else dtype,
             where=name,
-            overrides=eps,
+            overrides={"layer_norm_eps": layer_norm_eps} if chosen else {},
         )
     return ModelBundle(schedule=schedule, **parts)
 

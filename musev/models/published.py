@@ -79,7 +79,7 @@ def load_published(config: WeightsConfig, *, dtype: torch.dtype) -> dict[str, An
     paths = published_paths(config)
     prompt = _read_image_prompt(paths["image_prompt"]) if "image_prompt" in paths else {}
     width = read_config(paths["t2i_unet"], where="t2i_unet").get("cross_attention_dim")
-    shared = {"layer_norm_eps": config.layer_norm_eps}
+    shared = {"layer_norm_eps": config.layer_norm_eps or 0.0}
     if width is not None:
         # The original sets it on both networks; ReferenceNet's file is known to tell it wrongly.
         shared["cross_attention_dim"] = width

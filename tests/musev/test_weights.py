@@ -16,6 +16,8 @@ from safetensors.torch import save_file
 from musev.config import WeightsConfig
 from musev.errors import WeightsError
 from musev.weights import (
+    BUNDLE_FILE,
+    bundle_folder,
     check_keys,
     digest_weights,
     find_weights,
@@ -237,6 +239,17 @@ def test_digests_follow_settings_that_change_the_arithmetic(tmp_path: Path) -> N
 def test_a_seed_digests_to_itself() -> None:
     assert digest_weights(WeightsConfig(random_seed=0)) == {"random": "tiny-1:seed=0"}
     assert digest_weights(WeightsConfig(random_seed=3)) == {"random": "tiny-1:seed=3"}
+
+
+def test_bundles_of_the_package_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("musev.weights._SHIPPED", tmp_path)
+    (tmp_path / "mini").mkdir()
+    (tmp_path / "mini" / BUNDLE_FILE).write_text("{}")
+    assert bundle_folder("package:mini") == tmp_path / "mini"
+    assert bundle_folder("s/mini") == Path("s/mini")
+    for wrong in ("package:maxi", "package:"):
+        with pytest.raises(WeightsError, match="ships: mini"):
+            bundle_folder(wrong)
 
 
 def test_a_missing_part_is_named(tmp_path: Path) -> None:

@@ -67,6 +67,14 @@ def test_layer_norm_eps_comes_from_the_settings(folder: Path) -> None:
     assert found.referencenet.config.layer_norm_eps == 1e-5
 
 
+def test_layer_norm_eps_is_what_the_bundle_was_saved_with(tmp_path: Path) -> None:
+    save_bundle(make_tiny_bundle(0, layer_norm_eps=1e-5), tmp_path / "trained")
+    trained = str(tmp_path / "trained")
+    assert load_bundle(WeightsConfig(bundle=trained)).unet.config.layer_norm_eps == 1e-5
+    zero = load_bundle(WeightsConfig(bundle=trained, layer_norm_eps=0.0))
+    assert zero.unet.config.layer_norm_eps == 0.0
+
+
 def test_precision_is_the_runs(folder: Path) -> None:
     found = load_bundle(WeightsConfig(bundle=str(folder)), precision="bfloat16")
     assert found.dtype == torch.bfloat16
