@@ -101,6 +101,24 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FirstFrameConfig:
+    """Where frame 0 of a clip comes from when no condition image is given.
+
+    ``drawn``: a single picture is generated from the text first, with the temporal layers off, and
+    the clip goes on from it as from a given image. ``noise``: all frames are generated together.
+    Defaults are the original's ``--guidance_scale`` and ``--num_inference_steps``.
+    """
+
+    origin: Literal["drawn", "noise"] = "drawn"
+    num_steps: int = 30
+    guidance: GuidanceConfig = field(default_factory=lambda: GuidanceConfig(scale=7.5))
+
+    def __post_init__(self) -> None:
+        _check(1 <= self.num_steps <= 1000, f"steps must be in 1..1000, got {self.num_steps}")
+        _check_literals(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
     """How one clip is sampled."""
 
@@ -110,6 +128,7 @@ class SamplingConfig:
     """DDIM only: 0 deterministic, 1 as noisy as DDPM."""
     windows: WindowConfig = field(default_factory=WindowConfig)
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    first_frame: FirstFrameConfig = field(default_factory=FirstFrameConfig)
     noise: NoiseKind = "counter"
     w_ind_noise: float = 0.5
     """Share of a frame's noise that is its own; the rest is common to the clip (variance)."""

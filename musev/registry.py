@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 
 from musev.config import (
+    FirstFrameConfig,
     GuidanceConfig,
     Profile,
     SamplingConfig,
@@ -51,6 +52,7 @@ PROFILES: dict[str, Profile] = {
             size_multiple=16,
             sampling=SamplingConfig(
                 num_steps=6,
+                first_frame=FirstFrameConfig(num_steps=6, guidance=GuidanceConfig(scale=2.0)),
                 guidance=GuidanceConfig(scale=2.0),
             ),
         ),

@@ -8,6 +8,7 @@ Read :func:`render_clip` first; the rest are its verbs, in order. The cluster ca
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import tempfile
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ from musev.models.attachments import (
     FramePositions,
     ImagePrompt,
     ReferenceFeatures,
+    TemporalOff,
 )
 from musev.models.bundle import ModelBundle
 from musev.models.image_prompt import encode_image_prompt
@@ -57,9 +59,11 @@ class ClipConditions:
 
     network: UNetConditioning
     frames_BCTHW: Tensor | None
-    """Clean latents of the conditioning frames, float32; None without a condition image."""
+    """Clean latents of the conditioning frames, float32; None if all frames are generated."""
     guided: bool
     """Whether ``network`` holds [unconditional, conditional] along B."""
+    first_frame_drawn: bool = False
+    """Whether the conditioning frame was generated from the text, not given."""
 
 
 def render_clip(
@@ -136,8 +140,9 @@ def encode_conditions(
 ) -> ClipConditions:
     """Compute everything the clip is conditioned on, once.
 
-    A reference or image-prompt picture that is not given falls back to the condition image, as in
-    the original, where the bundle has the network for it.
+    Without a condition image the first frame is generated here (see ``FirstFrameConfig``), and then
+    serves as one. A reference or image-prompt picture that is not given falls back to the condition
+    image, as in the original, where the bundle has the network for it.
 
     Args:
         bundle: The loaded networks.
@@ -151,6 +156,54 @@ def encode_conditions(
         RequestError: If a picture is given that the bundle has no network for.
     """
     _refuse_unusable_media(bundle, request)
+    if media.condition_image is None and request.sampling.first_frame.origin == "drawn":
+        latents_BCTHW = draw_first_frame(bundle, request, media)
+        drawn_TYXC = next(decode_segments(bundle, latents_BCTHW, segment_frames=1))
+        conditions = _encode(
+            bundle, request, dataclasses.replace(media, condition_image=drawn_TYXC)
+        )
+        return dataclasses.replace(conditions, frames_BCTHW=latents_BCTHW, first_frame_drawn=True)
+    return _encode(bundle, request, media)
+
+
+def draw_first_frame(bundle: ModelBundle, request: ClipRequest, media: ClipMedia) -> Tensor:
+    """Generate one picture from the text, with the temporal layers off.
+
+    Args:
+        bundle: The loaded networks.
+        request: Prompts, size, seed and ``sampling.first_frame``.
+        media: Reference and image prompt, where given.
+
+    Returns:
+        ``latents_BCTHW`` of one frame, float32: frame 0 of the clip.
+
+    Source:
+        Upstream's first-frame call (ALGORITHM.md 10). Its noise is drawn from the clip's seed, not
+        from a generator that the rest of the clip goes on with.
+    """
+    how = request.sampling.first_frame
+    sampling = dataclasses.replace(
+        request.sampling,
+        num_steps=how.num_steps,
+        guidance=how.guidance,
+        noise="counter" if request.sampling.noise == "counter" else "upstream_random",
+    )
+    still = dataclasses.replace(request, num_frames=1, sampling=sampling)
+    conditions = _encode(bundle, still, media)
+    solver = make_solver(sampling, bundle.schedule)
+    source = make_noise_source(sampling, request.seed)
+    scale = bundle.vae_scale_factor
+    shape_BCTHW = (1, LATENT_CHANNELS, 1, request.height // scale, request.width // scale)
+    return denoise_clip(
+        WindowDenoiser(bundle.unet, conditions, always=(TemporalOff(),)),
+        start_latents(source, shape_BCTHW, None, solver, sampling),
+        solver=solver,
+        sampling=sampling,
+        noise=source,
+    ).to(bundle.device)
+
+
+def _encode(bundle: ModelBundle, request: ClipRequest, media: ClipMedia) -> ClipConditions:
     guided = request.sampling.guidance.active
     text_BLD = encode_prompts(
         bundle.tokenizer,
@@ -224,6 +277,8 @@ def denoise_request(
     """
     sampling = request.sampling
     num_given = 0 if conditions.frames_BCTHW is None else conditions.frames_BCTHW.shape[2]
+    if conditions.first_frame_drawn and request.num_frames == 1:
+        return conditions.frames_BCTHW
     if request.num_frames <= num_given:
         raise RequestError(
             f"request {request.request_id!r}: num_frames is {request.num_frames}, but the "
@@ -240,7 +295,9 @@ def denoise_request(
     solver = make_solver(sampling, bundle.schedule)
     source = make_noise_source(sampling, request.seed, first_frame=num_given)
     generated_BCTHW = denoise_clip(
-        WindowDenoiser(bundle.unet, conditions, motion_speed=sampling.motion_speed),
+        WindowDenoiser(
+            bundle.unet, conditions, always=(FramePositions(motion_speed=sampling.motion_speed),)
+        ),
         start_latents(source, shape_BCTHW, conditions.frames_BCTHW, solver, sampling),
         solver=solver,
         sampling=sampling,
@@ -288,15 +345,17 @@ class WindowDenoiser:
     """
 
     def __init__(
-        self, unet: UNet3DConditionModel, conditions: ClipConditions, *, motion_speed: float
+        self,
+        unet: UNet3DConditionModel,
+        conditions: ClipConditions,
+        *,
+        always: tuple[FramePositions | TemporalOff, ...],
     ) -> None:
         self._unet = unet
         self._conditions = conditions
         frames_BCTHW = conditions.frames_BCTHW
         self._num_given = 0 if frames_BCTHW is None else frames_BCTHW.shape[2]
-        self._attachments: tuple[FramePositions | ConditionFrames, ...] = (
-            FramePositions(motion_speed=motion_speed),
-        )
+        self._attachments: tuple[FramePositions | TemporalOff | ConditionFrames, ...] = always
         if self._num_given:
             self._attachments += (ConditionFrames(tuple(range(self._num_given))),)
 

@@ -12,6 +12,7 @@ import torch
 from musev.config import (
     ClipRequest,
     EncoderConfig,
+    FirstFrameConfig,
     GuidanceConfig,
     SamplingConfig,
     WindowConfig,
@@ -25,6 +26,7 @@ from musev.render import (
     ClipMedia,
     decode_segments,
     denoise_request,
+    draw_first_frame,
     encode_conditions,
     fit_media,
     render_clip,
@@ -51,6 +53,7 @@ def make_request(**changes: object) -> ClipRequest:
         profile="test",
         sampling=SamplingConfig(
             num_steps=2,
+            first_frame=FirstFrameConfig(num_steps=2),
             guidance=GuidanceConfig(scale=2.0),
             windows=WindowConfig(num_frames=6, overlap=2),
         ),
@@ -148,6 +151,37 @@ def test_reference_and_image_prompt_fall_back_to_the_condition_image(bundle: Mod
         condition_image=portrait(), reference_image=portrait(), ip_adapter_image=portrait()
     )
     assert torch.equal(one, latents_of(bundle, make_request(), three))
+
+
+def test_without_a_condition_image_the_text_draws_frame_zero(bundle: ModelBundle) -> None:
+    """One picture first, without temporal layers; the clip goes on from it as from an image."""
+    request = make_request()
+    with torch.inference_mode():
+        drawn = draw_first_frame(bundle, request, ClipMedia())
+        picture = next(decode_segments(bundle, drawn, 1))
+        shown = encode_conditions(bundle, request, ClipMedia(condition_image=picture))
+        # Its latents are used as they are; reference and image prompt see the picture.
+        shown = dataclasses.replace(shown, frames_BCTHW=drawn)
+        from_image = denoise_request(bundle, request, shown)
+    assert drawn.shape == (1, 4, 1, 8, 8)
+    assert torch.equal(latents_of(bundle, request, ClipMedia()), from_image)
+    assert torch.equal(from_image[:, :, :1], drawn)
+    assert torch.equal(latents_of(bundle, make_request(num_frames=1), ClipMedia()), drawn)
+    # It follows its own settings, and a longer clip begins with the same picture.
+    assert torch.equal(
+        latents_of(bundle, make_request(num_frames=12), ClipMedia())[:, :, :1], drawn
+    )
+    how = FirstFrameConfig(num_steps=2, guidance=GuidanceConfig(scale=1.0))
+    calm = make_request(sampling=dataclasses.replace(request.sampling, first_frame=how))
+    assert not torch.equal(latents_of(bundle, calm, ClipMedia())[:, :, :1], drawn)
+
+
+def test_all_frames_can_be_generated_together(bundle: ModelBundle) -> None:
+    how = FirstFrameConfig(origin="noise")
+    request = make_request(sampling=dataclasses.replace(make_request().sampling, first_frame=how))
+    with torch.inference_mode():
+        assert encode_conditions(bundle, request, ClipMedia()).frames_BCTHW is None
+    assert latents_of(bundle, request, ClipMedia()).shape == (1, 4, 9, 8, 8)
 
 
 def test_segment_length_changes_no_pixel(bundle: ModelBundle) -> None:

@@ -18,6 +18,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjec
 
 from musev.config import (
     ClipRequest,
+    FirstFrameConfig,
     GuidanceConfig,
     SamplingConfig,
     ScheduleConfig,
@@ -131,6 +132,7 @@ def sampling_for(case: dict[str, Any]) -> SamplingConfig:
     """Our settings for a recorded call."""
     call = case["call"]
     return SamplingConfig(
+        first_frame=FirstFrameConfig(origin="noise"),
         solver=SOLVERS[case["scheduler"]],
         num_steps=call["num_inference_steps"],
         eta=call.get("eta", 0.0),
@@ -272,7 +274,11 @@ def denoise(
     if case["call"].get("skip_temporal_layer"):
         denoiser: Any = TemporalOffDenoiser(bundle, conditions)
     else:
-        denoiser = WindowDenoiser(bundle.unet, conditions, motion_speed=sampling.motion_speed)
+        denoiser = WindowDenoiser(
+            bundle.unet,
+            conditions,
+            always=(FramePositions(motion_speed=sampling.motion_speed),),
+        )
     steps: list[torch.Tensor] = []
     done = denoise_clip(
         denoiser,
