@@ -13,11 +13,11 @@ from typing import Any
 import fsspec
 
 from musev.errors import ManifestError, RequestError
-from pipelines.checks import check_type, media_uri
+from pipelines.checks import check_names, check_type, media_uri
 from pipelines.musev_tasks import read_tasks
 from pipelines.resolve import resolve_rows, seed_for
-from pipelines.rows import MANIFEST_COLUMNS, WHOLE_ROW, BadCell
-from pipelines.tables import READERS, WRITERS, UnreadableFileError, read_parquet
+from pipelines.rows import MANIFEST_COLUMNS, WHOLE_ROW, BadCell, Column
+from pipelines.tables import READERS, WRITERS, CheckNames, UnreadableFileError, read_parquet
 
 __all__ = [
     "RawManifest",
@@ -52,11 +52,19 @@ class RawManifest:
     format: str
 
 
-def read_manifest(uri: str, *, storage_options: Mapping[str, Any] | None = None) -> RawManifest:
+def read_manifest(
+    uri: str,
+    *,
+    columns: Mapping[str, Column] = MANIFEST_COLUMNS,
+    check: CheckNames = check_names,
+    storage_options: Mapping[str, Any] | None = None,
+) -> RawManifest:
     """Read a manifest from Parquet (a file or a folder of files), CSV, JSON lines or task YAML.
 
     Args:
         uri: Any fsspec URI or local path; the format follows from the suffix, a folder is Parquet.
+        columns: Columns whose type is known; a table of another kind names its own.
+        check: Decides on the column names.
         storage_options: For the fsspec driver.
 
     Returns:
@@ -70,7 +78,9 @@ def read_manifest(uri: str, *, storage_options: Mapping[str, Any] | None = None)
         fs.invalidate_cache()  # files written since this process last looked count too
         if fs.isdir(path):
             return RawManifest(
-                rows=_read_folder(fs, path), base_uri=fs.unstrip_protocol(path), format="parquet"
+                rows=_read_folder(fs, path, check),
+                base_uri=fs.unstrip_protocol(path),
+                format="parquet",
             )
         if not fs.exists(path):
             raise ManifestError(f"no manifest at {uri}. Check the path and the spelling.")
@@ -78,7 +88,8 @@ def read_manifest(uri: str, *, storage_options: Mapping[str, Any] | None = None)
         base_uri = fs.unstrip_protocol(fs._parent(path))
         if kind == "parquet":
             with fs.open(path, "rb") as handle:
-                return RawManifest(rows=read_parquet(handle, uri), base_uri=base_uri, format=kind)
+                rows = read_parquet(handle, uri, check=check)
+            return RawManifest(rows=rows, base_uri=base_uri, format=kind)
         data = fs.cat_file(path)
     except _STORAGE_TROUBLE as problem:
         raise ManifestError(f"cannot read manifest {uri}: {problem}") from None
@@ -89,10 +100,13 @@ def read_manifest(uri: str, *, storage_options: Mapping[str, Any] | None = None)
             return RawManifest(rows=read_tasks(data.decode(), uri), base_uri=base_uri, format=kind)
         except UnicodeDecodeError as problem:
             raise ManifestError(f"{uri}: not UTF-8 text ({problem.reason}).") from None
-    return RawManifest(rows=READERS[kind](data, uri), base_uri=base_uri, format=kind)
+    rows = READERS[kind](data, uri, columns=columns, check=check)
+    return RawManifest(rows=rows, base_uri=base_uri, format=kind)
 
 
-def _read_folder(fs: fsspec.AbstractFileSystem, path: str) -> list[dict[str, Any]]:
+def _read_folder(
+    fs: fsspec.AbstractFileSystem, path: str, check: CheckNames
+) -> list[dict[str, Any]]:
     files = sorted(
         name
         for name in fs.find(path)
@@ -105,7 +119,7 @@ def _read_folder(fs: fsspec.AbstractFileSystem, path: str) -> list[dict[str, Any
     for name in files:
         with fs.open(name, "rb") as handle:
             try:
-                rows.extend(read_parquet(handle, name))
+                rows.extend(read_parquet(handle, name, check=check))
             except UnreadableFileError as problem:
                 unreadable += 1
                 rows.append({WHOLE_ROW: BadCell(str(problem))})

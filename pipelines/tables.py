@@ -18,9 +18,11 @@ import pyarrow.parquet as pq
 
 from musev.errors import ManifestError, RequestError
 from pipelines.checks import check_names, check_type, parse_cell
-from pipelines.rows import MANIFEST_COLUMNS, MANIFEST_SCHEMA, WHOLE_ROW, BadCell
+from pipelines.rows import MANIFEST_COLUMNS, MANIFEST_SCHEMA, WHOLE_ROW, BadCell, Column
 
 RawRow = dict[str, Any]
+CheckNames = Callable[[Iterable[str], str], None]
+"""Column names and where they were found; refuses those that the table must not have."""
 
 # Whatever pyarrow raises for damaged data.
 _DAMAGE = (pa.ArrowException, OSError, ValueError)
@@ -31,12 +33,13 @@ class UnreadableFileError(ManifestError):
     """One file gives no rows at all; other files of the same manifest may."""
 
 
-def read_parquet(handle: BinaryIO, where: str) -> list[RawRow]:
+def read_parquet(handle: BinaryIO, where: str, *, check: CheckNames = check_names) -> list[RawRow]:
     """Read a Parquet file; a damaged column chunk costs only the rows of its row group.
 
     Args:
         handle: The open file.
         where: Its name, for messages.
+        check: Decides on the column names.
 
     Returns:
         One dict a row, every column of the file present.
@@ -52,7 +55,7 @@ def read_parquet(handle: BinaryIO, where: str) -> list[RawRow]:
         raise UnreadableFileError(
             f"{where}: not a readable Parquet file ({_first_line(problem)}). Write it again."
         ) from None
-    check_names(names, where)
+    check(names, where)
     rows: list[RawRow] = []
     for group in range(file.num_row_groups):
         columns = _read_group(file, group, names, where)
@@ -117,12 +120,20 @@ def _first_line(problem: BaseException) -> str:
     return lines[0] if lines else type(problem).__name__
 
 
-def read_csv(data: bytes, where: str) -> list[RawRow]:
+def read_csv(
+    data: bytes,
+    where: str,
+    *,
+    columns: Mapping[str, Column] = MANIFEST_COLUMNS,
+    check: CheckNames = check_names,
+) -> list[RawRow]:
     """Read a CSV file with a header line; an empty cell is null, a quoted empty one is empty text.
 
     Args:
         data: The file's bytes, UTF-8.
         where: Its name, for messages.
+        columns: Columns whose type is known; that of any other is guessed from its cells.
+        check: Decides on the column names.
 
     Returns:
         One dict a row.
@@ -154,7 +165,7 @@ def read_csv(data: bytes, where: str) -> list[RawRow]:
             ),
             convert_options=pa_csv.ConvertOptions(
                 check_utf8=False,
-                column_types={name: pa.binary() for name in MANIFEST_COLUMNS},
+                column_types={name: pa.binary() for name in columns},
                 strings_can_be_null=True,
                 null_values=[""],
                 quoted_strings_can_be_null=False,
@@ -163,38 +174,49 @@ def read_csv(data: bytes, where: str) -> list[RawRow]:
         names = table.column_names
     except _DAMAGE as problem:
         raise ManifestError(f"{where}: not a readable CSV file ({_first_line(problem)}).") from None
-    check_names(names, where)
-    columns = [
-        [_csv_cell(name, item, where) for item in table.column(name).to_pylist()] for name in names
+    check(names, where)
+    cells = [
+        [_csv_cell(columns[name], item, where) for item in table.column(name).to_pylist()]
+        if name in columns
+        else _values(table.column(name), name, where)
+        for name in names
     ]
-    rows = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+    rows = [dict(zip(names, values, strict=True)) for values in zip(*cells, strict=True)]
     for number, reason in sorted(misshaped):
         reason = f"{where}: row {number - 1} {reason}. Quote cells that hold commas."
         rows.insert(number - 2, {WHOLE_ROW: BadCell(reason)})
     return rows
 
 
-def _csv_cell(name: str, raw: bytes | None, where: str) -> Any:
+def _csv_cell(column: Column, raw: bytes | None, where: str) -> Any:
     if raw is None:
         return None
     text = raw.decode()
     if "\ufffd" in text:
-        return BadCell(f"{where}: not UTF-8 text in column {name!r}. Save it as UTF-8.")
-    return parse_cell(MANIFEST_COLUMNS[name], text)
+        return BadCell(f"{where}: not UTF-8 text in column {column.name!r}. Save it as UTF-8.")
+    return parse_cell(column, text)
 
 
-def read_jsonl(data: bytes, where: str) -> list[RawRow]:
+def read_jsonl(
+    data: bytes,
+    where: str,
+    *,
+    columns: Mapping[str, Column] = MANIFEST_COLUMNS,
+    check: CheckNames = check_names,
+) -> list[RawRow]:
     """Read JSON lines: one object a line, blank lines skipped.
 
     Args:
         data: The file's bytes, UTF-8.
         where: Its name, for messages.
+        columns: Columns that need no check.
+        check: Decides on the keys of a line with others.
 
     Returns:
         One dict a row. A key that is no manifest column is a ManifestError.
     """
     rows: list[RawRow] = []
-    known = MANIFEST_COLUMNS.keys()
+    known = columns.keys()
     for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if not line.strip():
             continue
@@ -206,7 +228,7 @@ def read_jsonl(data: bytes, where: str) -> list[RawRow]:
         if not isinstance(row, dict):
             row = {WHOLE_ROW: BadCell(f"{place} is not an object but {type(row).__name__}.")}
         elif not row.keys() <= known and WHOLE_ROW not in row:
-            check_names(row, place)
+            check(row, place)
         rows.append(row)
     return rows
 
@@ -277,7 +299,7 @@ def _plain(name: str, value: Any, number: int) -> Any:
         raise ManifestError(f"row {number}, column {name!r}: {problem}") from None
 
 
-READERS: dict[str, Callable[[bytes, str], list[RawRow]]] = {"csv": read_csv, "jsonl": read_jsonl}
+READERS: dict[str, Callable[..., list[RawRow]]] = {"csv": read_csv, "jsonl": read_jsonl}
 WRITERS: dict[str, Callable[[Sequence[Mapping[str, Any]]], bytes]] = {
     "parquet": write_parquet,
     "csv": write_csv,
