@@ -174,7 +174,8 @@ class WeightsConfig:
     ``bundle`` is a folder written by ``save_bundle``, or ``package:NAME`` for weights that ship
     with this package. The published layout needs ``t2i`` (a diffusers folder), ``motion`` (the
     folder that holds ``unet/``) and ``motion_name``; the others are optional.
-    ``random_seed`` builds small untrained networks (for tests and the demo only).
+    ``random_seed`` builds small untrained networks (for tests and the demo only). ``controlnets``
+    can be added to any of the three.
     """
 
     bundle: str | None = None
@@ -188,6 +189,9 @@ class WeightsConfig:
     image_prompt: str | None = None
     image_encoder: str | None = None
     vae: str | None = None
+    controlnets: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Name that a manifest's ``control`` uses, such as ``openpose``, to a diffusers folder of a
+    ControlNet; added to those of a bundle."""
     layer_norm_eps: float | None = None
     """Epsilon of norm1 and norm3 in the UNet's and ReferenceNet's transformer blocks. None: what a
     bundle was saved with, and 0 for the published weights. 0 is what the original computes (an
@@ -214,6 +218,11 @@ class WeightsConfig:
             (self.t2i is None) == (self.motion is None),
             "the published layout needs both weights.t2i and weights.motion",
         )
+        for name in self.controlnets:
+            _check(
+                name.isidentifier(),
+                f"a ControlNet's name is letters, digits and underscores, got {name!r}",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,7 +316,11 @@ def replace_settings(config: ConfigT, settings: Mapping[str, Any]) -> ConfigT:
             raise ConfigError(
                 f"no setting {head!r} in {type(config).__name__}; settings: {', '.join(names)}"
             )
-        is_group = dataclasses.is_dataclass(getattr(config, head))
+        now = getattr(config, head)
+        if isinstance(now, Mapping):
+            changes[head] = _with_entry(changes.get(head, now), rest, value, key)
+            continue
+        is_group = dataclasses.is_dataclass(now)
         if rest and not is_group:
             raise ConfigError(f"setting {head!r} has no parts, so {key!r} does not exist")
         if is_group and not rest:
@@ -323,6 +336,14 @@ def replace_settings(config: ConfigT, settings: Mapping[str, Any]) -> ConfigT:
     return dataclasses.replace(config, **changes)
 
 
+def _with_entry(table: Mapping[str, str], name: str, value: Any, key: str) -> dict[str, str]:
+    if not name:
+        raise ConfigError(f"{key!r} is a table; name one entry, as in {key}.NAME=VALUE")
+    others = {other: text for other, text in table.items() if other != name}
+    return others if value is None or str(value).lower() in _NONE else others | {name: str(value)}
+
+
+_NONE = ("none", "null")
 _PUBLISHED_PARTS = ("t2i", "motion", "referencenet", "image_prompt", "image_encoder", "vae")
 _WEIGHTS_SOURCES = (("bundle",), ("random_seed",), _PUBLISHED_PARTS)
 
@@ -347,7 +368,7 @@ def _convert(value: Any, kind: Any, key: str) -> Any:
     if get_origin(kind) is Literal:
         return value
     optional = len(options) < len(get_args(kind))
-    if optional and value.lower() in ("none", "null"):
+    if optional and value.lower() in _NONE:
         return None
     target = options[0] if optional else kind
     if get_origin(target) is Literal or target is str:

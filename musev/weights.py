@@ -10,7 +10,7 @@ import hashlib
 import json
 import pickle
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +22,13 @@ if TYPE_CHECKING:
 
 BUNDLE_FILE = "musev_bundle.json"
 _SHIPPED = Path(__file__).parent / "bundles"
+CONTROLNETS = "controlnets/"
+"""Parts of this prefix are ControlNets; a clip's bytes depend on those it uses."""
 IMAGE_PROMPT_FILE = "ip_adapter_image_proj.bin"
 # Version of the recipe in musev/models/tiny.py: raise it when the random networks change.
 TINY_VERSION = "tiny-1"
+TINY_CONTROLNETS = ("openpose",)
+"""ControlNets of the random networks."""
 
 # In the order of preference; diffusers first, then transformers. One file a part: published MuseV
 # and Stable Diffusion 1.5 parts are not sharded.
@@ -379,6 +383,29 @@ def bundle_paths(folder: Path) -> dict[str, Path]:
     return {"index": folder / BUNDLE_FILE} | {name: folder / name for name in parts}
 
 
+def controlnet_part(name: str) -> str:
+    """Part name of a ControlNet, and its folder within a bundle: ``controlnets/openpose``."""
+    return f"{CONTROLNETS}{name}"
+
+
+def controlnet_names(config: WeightsConfig) -> tuple[str, ...]:
+    """Names of the ControlNets that these weights hold, without loading any.
+
+    Args:
+        config: Where the weights lie.
+
+    Returns:
+        Sorted names.
+    """
+    held: Iterable[str] = ()
+    if config.random_seed is not None:
+        held = TINY_CONTROLNETS
+    elif config.bundle is not None:
+        parts = bundle_paths(bundle_folder(config.bundle))
+        held = [part.removeprefix(CONTROLNETS) for part in parts if part.startswith(CONTROLNETS)]
+    return tuple(sorted({*held, *config.controlnets}))
+
+
 def digest_weights(config: WeightsConfig) -> dict[str, str]:
     """Digest everything about the weights that decides the bytes of a clip.
 
@@ -392,16 +419,37 @@ def digest_weights(config: WeightsConfig) -> dict[str, str]:
         A part that is missing is a :class:`WeightsError`.
     """
     eps = config.layer_norm_eps
+    named = {controlnet_part(name): Path(path) for name, path in config.controlnets.items()}
     if config.random_seed is not None:
         digests = {"random": f"{TINY_VERSION}:seed={config.random_seed}"}
-        return digests | ({"settings": f"layer_norm_eps={eps!r}"} if eps else {})
+        digests |= {"settings": f"layer_norm_eps={eps!r}"} if eps else {}
+        return digests | {name: _digest_part(name, path) for name, path in named.items()}
     if config.bundle is not None:
         paths = bundle_paths(bundle_folder(config.bundle))
         settings = "layer_norm_eps=" + ("as saved" if eps is None else repr(eps))
     else:
         paths = published_paths(config)
         settings = f"layer_norm_eps={eps or 0.0!r},motion_name={config.motion_name}"
-    return {name: _digest_part(name, path) for name, path in paths.items()} | {"settings": settings}
+    digests = {name: _digest_part(name, path) for name, path in (paths | named).items()}
+    return digests | {"settings": settings}
+
+
+def digests_in_use(digests: Mapping[str, str], control: Collection[str]) -> dict[str, str]:
+    """Leave out the ControlNets that a clip does not use, so that they do not rename its video.
+
+    Args:
+        digests: From :func:`digest_weights`.
+        control: Names of the ControlNets that the clip uses.
+
+    Returns:
+        The digests of what the clip is rendered with.
+    """
+    used = {controlnet_part(name) for name in control}
+    return {
+        name: digest
+        for name, digest in digests.items()
+        if name in used or not name.startswith(CONTROLNETS)
+    }
 
 
 def _digest_part(name: str, path: Path) -> str:
@@ -410,6 +458,11 @@ def _digest_part(name: str, path: Path) -> str:
         if name not in ("tokenizer", "scheduler"):
             weights = find_weights(path, where=name)
             files[weights.name] = weights
+    elif name == "index":
+        # Without its list of parts: each part is digested itself, and a new one renames no video.
+        index = read_config(path.parent, where=name, name=path.name)
+        told = json.dumps({**index, "parts": None}, sort_keys=True)
+        return f"sha256:{hashlib.sha256(told.encode()).hexdigest()}"
     elif path.is_file():
         files = {"": path}
     else:

@@ -1,8 +1,8 @@
 """Everything one worker holds: the networks of a run, loaded once from any of three sources.
 
 Our own layout is a folder with ``musev_bundle.json``, which names the parts and the schedule, and
-one ``from_pretrained`` folder a part, weights as safetensors. It is written last of all, so that a
-folder with it is whole.
+one ``from_pretrained`` folder a part, weights as safetensors. A ControlNet is the part
+``controlnets/NAME``. The index is written last of all, so that a folder with it is whole.
 """
 
 from __future__ import annotations
@@ -20,12 +20,20 @@ from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjec
 from musev.config import Precision, ScheduleConfig, WeightsConfig, to_plain
 from musev.errors import MusevError, WeightsError
 from musev.models import vae as vae_functions
+from musev.models.control import ControlNet
 from musev.models.image_prompt import ImageProjection
 from musev.models.loading import DTYPES, load_net, load_tokenizer
 from musev.models.published import load_published
 from musev.models.reference import ReferenceNet2D
 from musev.models.unet import UNet3DConditionModel
-from musev.weights import BUNDLE_FILE, bundle_folder, bundle_paths, read_config
+from musev.weights import (
+    BUNDLE_FILE,
+    CONTROLNETS,
+    bundle_folder,
+    bundle_paths,
+    controlnet_part,
+    read_config,
+)
 
 FORMAT = 1
 
@@ -57,6 +65,8 @@ class ModelBundle:
     referencenet: ReferenceNet2D | None = None
     image_encoder: CLIPVisionModelWithProjection | None = None
     image_projection: ImageProjection | None = None
+    controlnets: dict[str, ControlNet] = dataclasses.field(default_factory=dict)
+    """By the name that a manifest's ``control`` uses, such as ``openpose``."""
     device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
 
@@ -92,7 +102,8 @@ class ModelBundle:
     def networks(self) -> dict[str, nn.Module]:
         """The networks that are there, by part name."""
         found = {name: getattr(self, name) for name in _NETWORKS}
-        return {name: net for name, net in found.items() if net is not None}
+        controlnets = {controlnet_part(name): net for name, net in self.controlnets.items()}
+        return {name: net for name, net in found.items() if net is not None} | controlnets
 
     def to(self, device: str | torch.device, precision: Precision = "float32") -> ModelBundle:
         """Move the networks and set their precision; they are shared with the old bundle."""
@@ -103,8 +114,8 @@ class ModelBundle:
         return dataclasses.replace(self, device=torch.device(device), dtype=DTYPES[precision])
 
 
-def _joints(bundle: ModelBundle) -> list[tuple[str, int, int]]:
-    """Widths that two parts must share."""
+def _joints(bundle: ModelBundle) -> list[tuple[str, Any, Any]]:
+    """What two parts must share: name, the part's own, what it has to be."""
     width, channels = bundle.unet.config.cross_attention_dim, bundle.unet.config.in_channels
     joints = [
         ("text_encoder width", bundle.text_encoder.config.hidden_size, width),
@@ -119,7 +130,21 @@ def _joints(bundle: ModelBundle) -> list[tuple[str, int, int]]:
         embedding = bundle.image_encoder.config.projection_dim
         joints.append(("image_projection token width", config.cross_attention_dim, width))
         joints.append(("image_projection input width", config.clip_embeddings_dim, embedding))
+    for name, net in bundle.controlnets.items():
+        joints += _control_joints(controlnet_part(name), net, bundle)
     return joints
+
+
+def _control_joints(part: str, net: ControlNet, bundle: ModelBundle) -> list[tuple[str, Any, Any]]:
+    unet, own = bundle.unet.config, net.config
+    reduction = 2 ** (len(own.conditioning_embedding_out_channels) - 1)
+    return [
+        (f"{part} token width", own.cross_attention_dim, unet.cross_attention_dim),
+        (f"{part} latent channels", own.in_channels, unet.in_channels),
+        (f"{part} widths", tuple(own.block_out_channels), tuple(unet.block_out_channels)),
+        (f"{part} layers per block", own.layers_per_block, unet.layers_per_block),
+        (f"{part} pixels a latent", reduction, bundle.vae_scale_factor),
+    ]
 
 
 def load_bundle(
@@ -131,7 +156,8 @@ def load_bundle(
     """Load the networks of a run; a key that is wrong, missing or extra anywhere is an error.
 
     Args:
-        weights: Our own folder, the published folders, or a seed.
+        weights: Our own folder, the published folders, or a seed; and ControlNets, which join those
+            of the folder or take their place.
         device: Where the networks go.
         precision: Of all networks but the VAE, which stays in float32.
 
@@ -150,6 +176,12 @@ def load_bundle(
         bundle = _load_own(folder, weights.layer_norm_eps, dtype=dtype)
     else:
         bundle = ModelBundle(**load_published(weights, dtype=dtype))
+    named = {
+        name: load_net(ControlNet, Path(folder), dtype=dtype, where=controlnet_part(name))
+        for name, folder in weights.controlnets.items()
+    }
+    if named:
+        bundle = dataclasses.replace(bundle, controlnets=bundle.controlnets | named)
     return bundle.to(device, precision)
 
 
@@ -161,7 +193,8 @@ def _load_own(folder: Path, layer_norm_eps: float | None, *, dtype: torch.dtype)
             f"{where}: format {index.get('format')!r}, but this version reads {FORMAT}"
         )
     paths = {name: path for name, path in bundle_paths(folder).items() if name != "index"}
-    unknown = sorted(set(paths) - {*_NETWORKS, "tokenizer"})
+    controlnets = {name: path for name, path in paths.items() if name.startswith(CONTROLNETS)}
+    unknown = sorted(set(paths) - {*_NETWORKS, "tokenizer", *controlnets})
     missing = [name for name in _REQUIRED if name not in paths]
     if unknown or missing:
         raise WeightsError(f"{where}: unknown parts {unknown}, missing parts {missing}")
@@ -170,7 +203,13 @@ def _load_own(folder: Path, layer_norm_eps: float | None, *, dtype: torch.dtype)
     except (MusevError, KeyError, TypeError) as error:
         raise WeightsError(f"{where}: no usable schedule in {BUNDLE_FILE} ({error})") from error
     parts: dict[str, Any] = {"tokenizer": load_tokenizer(paths.pop("tokenizer"))}
+    parts["controlnets"] = {
+        name.removeprefix(CONTROLNETS): load_net(ControlNet, path, dtype=dtype, where=name)
+        for name, path in controlnets.items()
+    }
     for name, path in paths.items():
+        if name in controlnets:
+            continue
         chosen = layer_norm_eps is not None and name in _WITH_LAYER_NORM_EPS
         parts[name] = load_net(
             _NETWORKS[name],

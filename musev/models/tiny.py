@@ -29,15 +29,18 @@ from transformers import (
 
 from musev.config import ScheduleConfig
 from musev.models.bundle import ModelBundle
+from musev.models.control import ControlNet
 from musev.models.image_prompt import ImageProjection
 from musev.models.reference import ReferenceNet2D
 from musev.models.unet import UNet3DConditionModel, released_config
+from musev.weights import TINY_CONTROLNETS
 
 TOKEN_WIDTH = 32
 EMBEDDING_WIDTH = 32
 LEVELS = (32, 64, 64)
 HEADS = 4
 VAE_LEVELS = (16, 16, 32, 32)
+CONTROL_LEVELS = (8, 8, 16, 16)
 VAE_GROUPS = 8
 
 # Chosen by eye.
@@ -99,6 +102,10 @@ def make_tiny_bundle(seed: int, *, layer_norm_eps: float = 0.0) -> ModelBundle:
         referencenet=randomize(referencenet, seed=seed, prefix="referencenet"),
         image_encoder=randomize(_make_image_encoder(), seed=seed, prefix="image_encoder"),
         image_projection=randomize(projection, seed=seed, prefix="image_projection"),
+        controlnets={
+            name: randomize(_make_controlnet(), seed=seed, prefix=f"controlnets/{name}")
+            for name in TINY_CONTROLNETS
+        },
         schedule=ScheduleConfig(prediction_type="sample"),
     )
 
@@ -140,6 +147,17 @@ def _make_image_encoder() -> CLIPVisionModelWithProjection:
             patch_size=32,
             projection_dim=EMBEDDING_WIDTH,
         )
+    )
+
+
+def _make_controlnet() -> ControlNet:
+    return ControlNet(
+        block_out_channels=LEVELS,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        layers_per_block=1,
+        attention_head_dim=HEADS,
+        cross_attention_dim=TOKEN_WIDTH,
+        conditioning_embedding_out_channels=CONTROL_LEVELS,
     )
 
 

@@ -66,6 +66,7 @@ BAD: list[tuple[type, dict[str, Any], str]] = [
     (WeightsConfig, {"bundle": "b", "random_seed": 1}, "got bundle, random_seed"),
     (WeightsConfig, {"t2i": "x"}, "needs both weights.t2i and weights.motion"),
     (WeightsConfig, {"random_seed": 0, "motion_name": "m"}, "motion_name must be one of musev"),
+    (WeightsConfig, {"random_seed": 0, "controlnets": {"a/b": "x"}}, "underscores, got 'a/b'"),
     (Profile, {"name": "p", "weights": SEEDED, "precision": "float8"}, "precision must be one of"),
 ]
 
@@ -177,6 +178,17 @@ def test_naming_a_source_of_weights_drops_the_others(
     weights: WeightsConfig, settings: dict[str, str], expected: WeightsConfig
 ) -> None:
     assert replace_settings(weights, settings) == expected
+
+
+def test_controlnets_are_named_one_by_one_beside_any_source() -> None:
+    key = "weights.controlnets"
+    two = replace_settings(PROFILE, {f"{key}.openpose": "/a", f"{key}.depth": "/b"})
+    assert two.weights == dataclasses.replace(SEEDED, controlnets={"openpose": "/a", "depth": "/b"})
+    assert PROFILE.weights.controlnets == {}
+    one = replace_settings(two, {f"{key}.depth": "none", "weights.bundle": "x"})
+    assert one.weights == WeightsConfig(bundle="x", controlnets={"openpose": "/a"})
+    with pytest.raises(ConfigError, match=r"'controlnets' is a table.*controlnets\.NAME=VALUE"):
+        replace_setting(PROFILE, key, "/a")
 
 
 def test_two_sources_of_weights_named_together_are_refused() -> None:

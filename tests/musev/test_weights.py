@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pickle
@@ -19,7 +20,9 @@ from musev.weights import (
     BUNDLE_FILE,
     bundle_folder,
     check_keys,
+    controlnet_names,
     digest_weights,
+    digests_in_use,
     find_weights,
     kohya_names,
     load_groups,
@@ -239,6 +242,43 @@ def test_digests_follow_settings_that_change_the_arithmetic(tmp_path: Path) -> N
 def test_a_seed_digests_to_itself() -> None:
     assert digest_weights(WeightsConfig(random_seed=0)) == {"random": "tiny-1:seed=0"}
     assert digest_weights(WeightsConfig(random_seed=3)) == {"random": "tiny-1:seed=3"}
+
+
+def _bundle(folder: Path, *parts: str) -> WeightsConfig:
+    for part in parts:
+        (folder / part).mkdir(parents=True)
+        save_file({"a": torch.ones(2)}, folder / part / "model.safetensors")
+    index = {"format": 1, "schedule": {}, "parts": {part: {} for part in parts}}
+    (folder / BUNDLE_FILE).write_text(json.dumps(index))
+    return WeightsConfig(bundle=str(folder))
+
+
+def test_a_controlnet_renames_only_the_videos_that_use_it(tmp_path: Path) -> None:
+    without = _bundle(tmp_path / "a", "unet")
+    config = _bundle(tmp_path / "b", "unet", "controlnets/openpose", "controlnets/depth")
+    assert controlnet_names(config) == ("depth", "openpose")
+    digests = digest_weights(config)
+    assert digests_in_use(digests, ()) == digest_weights(without)
+    used = digests_in_use(digests, ("openpose",))
+    assert set(used) == {"index", "unet", "settings", "controlnets/openpose"}
+
+    named = dataclasses.replace(without, controlnets={"openpose": str(tmp_path / "a" / "unet")})
+    assert controlnet_names(named) == ("openpose",)
+    assert digest_weights(named) == used
+    seeded = WeightsConfig(random_seed=0, controlnets={"depth": str(tmp_path / "a" / "unet")})
+    assert controlnet_names(seeded) == ("depth", "openpose")
+    assert set(digest_weights(seeded)) == {"random", "controlnets/depth"}
+    with pytest.raises(WeightsError, match=r"controlnets/depth: .* is missing"):
+        digest_weights(dataclasses.replace(seeded, controlnets={"depth": str(tmp_path / "no")}))
+
+
+def test_the_schedule_of_a_bundle_is_digested(tmp_path: Path) -> None:
+    config = _bundle(tmp_path, "unet")
+    before = digest_weights(config)
+    index = json.loads((tmp_path / BUNDLE_FILE).read_text())
+    (tmp_path / BUNDLE_FILE).write_text(json.dumps(index | {"schedule": {"steps_offset": 0}}))
+    after = digest_weights(config)
+    assert {name for name in before if before[name] != after[name]} == {"index"}
 
 
 def test_bundles_of_the_package_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

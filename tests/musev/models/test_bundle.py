@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from musev.config import ScheduleConfig, WeightsConfig
 from musev.errors import WeightsError
 from musev.models.bundle import ModelBundle, load_bundle, save_bundle
+from musev.models.control import ControlNet
 from musev.models.image_prompt import ImageProjection
 from musev.models.tiny import make_tiny_bundle
 from musev.weights import BUNDLE_FILE, digest_weights
@@ -58,6 +59,40 @@ def test_optional_parts_may_be_absent(tiny: ModelBundle, tmp_path: Path) -> None
     assert found.image_projection is None
 
 
+def test_controlnets_are_parts_like_any_other(tiny: ModelBundle, folder: Path) -> None:
+    assert (folder / "controlnets" / "openpose" / "config.json").is_file()
+    found = load_bundle(WeightsConfig(bundle=str(folder)), precision="bfloat16")
+    assert list(found.controlnets) == ["openpose"]
+    assert found.controlnets["openpose"].dtype == torch.bfloat16
+
+
+def test_controlnets_can_be_named_beside_a_bundle(tiny: ModelBundle, tmp_path: Path) -> None:
+    save_bundle(dataclasses.replace(tiny, controlnets={}), tmp_path / "bare")
+    other = make_tiny_bundle(5).controlnets["openpose"]
+    # As Stable Diffusion's pose ControlNet was published.
+    other.save_pretrained(tmp_path / "net", safe_serialization=False)
+    assert (tmp_path / "net" / "diffusion_pytorch_model.bin").is_file()
+    config = WeightsConfig(
+        bundle=str(tmp_path / "bare"), controlnets={"depth": str(tmp_path / "net")}
+    )
+    found = load_bundle(config).controlnets
+    assert list(found) == ["depth"]
+    assert torch.equal(found["depth"].conv_in.weight, other.conv_in.weight)
+    taken = load_bundle(
+        WeightsConfig(random_seed=1, controlnets={"openpose": str(tmp_path / "net")})
+    )
+    assert torch.equal(taken.controlnets["openpose"].conv_in.weight, other.conv_in.weight)
+
+
+def test_a_half_precision_bundle_loads_in_float32(tiny: ModelBundle, tmp_path: Path) -> None:
+    half = make_tiny_bundle(1).to("cpu", "float16")
+    save_bundle(half, tmp_path / "half")
+    found = load_bundle(WeightsConfig(bundle=str(tmp_path / "half")))
+    for name, net in found.networks.items():
+        assert next(net.parameters()).dtype == torch.float32, name
+    assert torch.equal(found.unet.conv_in.weight, tiny.unet.conv_in.weight.half().float())
+
+
 def test_layer_norm_eps_comes_from_the_settings(folder: Path) -> None:
     config = WeightsConfig(bundle=str(folder), layer_norm_eps=1e-5)
     found = load_bundle(config)
@@ -96,7 +131,9 @@ def test_a_full_folder_is_not_overwritten(tiny: ModelBundle, tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-@pytest.mark.parametrize("name", ["unet", "vae", "text_encoder", "image_projection"])
+@pytest.mark.parametrize(
+    "name", ["unet", "vae", "text_encoder", "image_projection", "controlnets/openpose"]
+)
 def test_a_wrong_key_is_named(folder: Path, name: str) -> None:
     file = next((folder / name).glob("*.safetensors"))
     state = load_file(file)
@@ -159,6 +196,15 @@ def test_parts_that_do_not_fit_together_are_named(tiny: ModelBundle) -> None:
         dataclasses.replace(tiny, image_projection=wide)
     with pytest.raises(WeightsError, match="only together"):
         dataclasses.replace(tiny, image_encoder=None)
+    config = dict(tiny.controlnets["openpose"].config)
+    for setting, value, phrase in (
+        ("block_out_channels", (32, 64, 96), r"widths is \(32, 64, 96\), needs \(32, 64, 64\)"),
+        ("layers_per_block", 2, "layers per block is 2, needs 1"),
+        ("conditioning_embedding_out_channels", (8, 16), "pixels a latent is 2, needs 8"),
+    ):
+        odd = ControlNet.from_config(config | {setting: value})
+        with pytest.raises(WeightsError, match=f"controlnets/odd {phrase}"):
+            dataclasses.replace(tiny, controlnets={"odd": odd})
 
 
 def test_digests_cover_every_part(folder: Path, tiny: ModelBundle) -> None:

@@ -63,7 +63,8 @@ def test_values_follow_names_not_order() -> None:
 
 def test_the_whole_architecture_is_there(tiny: ModelBundle) -> None:
     assert set(tiny.networks) == {
-        "unet", "vae", "text_encoder", "referencenet", "image_encoder", "image_projection"
+        "unet", "vae", "text_encoder", "referencenet", "image_encoder", "image_projection",
+        "controlnets/openpose",
     }  # fmt: skip
     assert tiny.vae_scale_factor == 8
     keys = set(tiny.unet.state_dict())
