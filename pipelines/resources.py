@@ -169,6 +169,7 @@ def stream_rows(
     if not rows:
         return
     stream = ray.remote(_run_dataset).options(num_cpus=0, max_retries=0).remote(build, rows)
+    ended = False
     try:
         while True:
             ready, _ = ray.wait([stream], timeout=POLL_S)
@@ -178,10 +179,12 @@ def stream_rows(
             try:
                 batch = ray.get(next(stream))
             except StopIteration:
+                ended = True
                 return
             yield from batch
     finally:
-        ray.cancel(stream, force=True)
+        if not ended:  # a late cancel would kill the process, which may have its next task already
+            ray.cancel(stream, force=True)
 
 
 def _run_dataset(build: Callable[[list[Any]], Any], rows: list[Any]) -> Iterator[list[Any]]:

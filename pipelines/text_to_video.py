@@ -180,13 +180,18 @@ def check_inputs(graph: Graph, requests: Sequence[ClipRequest]) -> Iterator[Row]
     Yields:
         One row a request, in no particular order: ``ready`` or ``failed``.
     """
+    from ray.exceptions import RayError
+
     waiting = _input_rows(requests)
     build = functools.partial(_inputs_dataset, graph=graph)
     for _ in range(MAX_ATTEMPTS):
         seen = set()
-        for row in stream_rows(build, waiting):
-            seen.add(row["row"])
-            yield row
+        try:
+            for row in stream_rows(build, waiting):
+                seen.add(row["row"])
+                yield row
+        except RayError as problem:
+            logger.warning("the rows' check was broken off: %s", problem)
         waiting = [row for row in waiting if row["row"] not in seen]
         if not waiting:
             return

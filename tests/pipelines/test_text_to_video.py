@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 
 from musev.config import ClipRequest
 from musev.media import probe_video
+from pipelines import text_to_video
 from pipelines.progress import BoardView
 from pipelines.resources import ClusterShape
 from pipelines.text_to_video import (
@@ -76,6 +78,24 @@ def test_every_row_is_checked_and_bad_ones_do_not_touch_the_others(folder: Path)
     assert [rows[number]["status"] for number in range(4)] == ["ready", "failed", "failed", "ready"]
     here = check_inputs_here(wired, requests)
     assert [row["sample_id"] for row in here] == [rows[n]["sample_id"] for n in range(4)]
+
+
+def test_a_check_that_loses_its_process_is_made_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    died, build = folder / "died", text_to_video._inputs_dataset
+
+    def die_once(rows: list[Any], *, graph: Graph) -> Any:
+        if not died.exists():
+            died.touch()
+            os._exit(1)
+        return build(rows, graph=graph)
+
+    monkeypatch.setattr(text_to_video, "_inputs_dataset", die_once)
+    rows = list(check_inputs(graph(folder), [request("one"), request("two")]))
+    assert died.exists()
+    assert sorted(row["row"] for row in rows) == [0, 1]
+    assert {row["status"] for row in rows} == {"ready"}
 
 
 def test_rows_are_committed_and_their_bytes_do_not_depend_on_the_number_of_workers(
