@@ -242,16 +242,23 @@ class Ledger:
             logger.warning("the end of run %s is not on record: %s", self.run_id, error)
 
     def commit(
-        self, sample_id: str, attempt_id: str, local_mp4: str | Path, record: Mapping[str, Any]
+        self,
+        sample_id: str,
+        attempt_id: str,
+        local_file: str | Path,
+        record: Mapping[str, Any],
+        *,
+        target: str | None = None,
     ) -> CommitOutcome:
-        """Upload a finished video and create its commit record; safe to repeat at any point.
+        """Upload a finished file and create its commit record; safe to repeat at any point.
 
         Args:
             sample_id: The row's sample.
             attempt_id: From :meth:`begin_attempt`.
-            local_mp4: The finished file; left where it is.
+            local_file: The finished file; left where it is.
             record: What readers should know, under the results table's column names. ``sha256``,
-                ``bytes``, ``video_uri`` and ``status`` are set here.
+                ``bytes``, ``video`` (the path) and ``status`` are set here.
+            target: Path of the file below the output URL; :func:`video_path` unless given.
 
         Returns:
             Whether this attempt won, and the record that counts.
@@ -261,12 +268,12 @@ class Ledger:
         """
         if (existing := self.find_commit(sample_id)) is not None:
             return self._settled(sample_id, attempt_id, existing)
-        video = Path(local_mp4)
+        video = Path(local_file)
         with video.open("rb") as stream:
             facts = digest_stream(stream)
         if facts[1] == 0:
             raise StorageError(f"{video} is empty: refusing to commit it as sample {sample_id}.")
-        target = video_path(sample_id)
+        target = target or video_path(sample_id)
         if not self.store.create_from_file(target, video):
             stored = self.store.digest(target)
             if stored != facts:

@@ -172,6 +172,14 @@ def test_a_commit_puts_the_video_then_the_record(ledger: Ledger, video: Path) ->
     assert video.exists()
 
 
+def test_another_kind_of_file_has_a_place_of_its_own(ledger: Ledger, video: Path) -> None:
+    attempt, _ = ledger.begin_attempt("a-shard")
+    record = ledger.commit("a-shard", attempt, video, {}, target="shards/a-shard.tar").record
+    assert record["video"] == "shards/a-shard.tar"
+    assert ledger.store.read("shards/a-shard.tar") == b"all frames"
+    assert not ledger.store.list("videos")
+
+
 def test_committing_again_changes_nothing(ledger: Ledger, video: Path) -> None:
     first = ledger.begin_attempt(NAME)
     record = ledger.commit(NAME, first.id, video, {"width": 64}).record
