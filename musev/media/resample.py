@@ -14,6 +14,7 @@ from typing import TypeVar
 from musev.errors import MediaError
 
 Frame = TypeVar("Frame")
+_CLOSE_ENOUGH = Fraction(1, 100)
 
 
 def resample_frames(
@@ -42,16 +43,11 @@ def resample_frames(
     Raises:
         MediaError: If a rate or the start is no usable number.
     """
-    for name, value in (("source_fps", source_fps), ("fps", fps)):
-        if not (math.isfinite(value) and value > 0):
-            raise MediaError(f"{name} must be above 0, got {value}")
+    step = _source_frames_a_frame(source_fps, fps)
     if not (math.isfinite(start_s) and start_s >= 0):
         raise MediaError(f"a clip cannot start at {start_s} s; give 0 or more")
-    step = Fraction(source_fps).limit_denominator(100_000) / Fraction(fps).limit_denominator(
-        100_000
-    )
     first = Fraction(start_s).limit_denominator(100_000) * Fraction(source_fps)
-    wanted = (math.floor(first + number * step + Fraction(1, 100)) for number in count())
+    wanted = (math.floor(first + number * step + _CLOSE_ENOUGH) for number in count())
     given, next_wanted = 0, next(wanted)
     for position, frame in enumerate(frames):
         while next_wanted == position:
@@ -62,3 +58,27 @@ def resample_frames(
             next_wanted = next(wanted)
         if given == num_frames:
             return
+
+
+def count_resampled(num_frames: int, *, source_fps: float, fps: float) -> int:
+    """Count what :func:`resample_frames` makes of a whole video.
+
+    Args:
+        num_frames: Of the video.
+        source_fps: Its rate.
+        fps: The wanted rate.
+
+    Returns:
+        The number of frames, at least 1 for a video that has one.
+    """
+    step = _source_frames_a_frame(source_fps, fps)
+    return max(0, math.ceil((num_frames - _CLOSE_ENOUGH) / step))
+
+
+def _source_frames_a_frame(source_fps: float, fps: float) -> Fraction:
+    for name, value in (("source_fps", source_fps), ("fps", fps)):
+        if not (math.isfinite(value) and value > 0):
+            raise MediaError(f"{name} must be above 0, got {value}")
+    return Fraction(source_fps).limit_denominator(100_000) / Fraction(fps).limit_denominator(
+        100_000
+    )

@@ -6,10 +6,11 @@ Axes here: T frame, Y X pixel rows and columns, C channel (red, green, blue).
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -112,7 +113,7 @@ def write_segment(
     return count
 
 
-def read_video(path: str | os.PathLike[str]) -> Iterator[np.ndarray]:
+def read_video(path: str | os.PathLike[str]) -> Generator[np.ndarray]:
     """Decode a video frame by frame; memory does not grow with its length.
 
     Every coded frame comes out exactly once, whatever its time stamp; rotation marks are obeyed.
@@ -153,11 +154,35 @@ def probe_video(path: str | os.PathLike[str]) -> VideoInfo:
     Raises:
         MediaError: If the file is missing, empty, damaged, or holds no video.
     """
-    source = Path(path)
+    return _measure(Path(path), _DECODE, ("-fps_mode", "passthrough"), ("-enc_time_base", "demux"))
+
+
+def scan_video(path: str | os.PathLike[str]) -> VideoInfo:
+    """Measure a video by its packets, and decode only the first frame: fast, and nearly as sure.
+
+    A file that is cut short or was no video is found out; a frame damaged inside is not.
+
+    Args:
+        path: Any file that ffmpeg reads.
+
+    Returns:
+        As :func:`probe_video`, with the size as coded: a rotation mark is not obeyed.
+
+    Raises:
+        MediaError: If the file is missing, empty, cut short, or holds no video.
+    """
+    info = _measure(Path(path), ("-xerror",), ("-c", "copy"))
+    with contextlib.closing(read_video(path)) as frames:
+        if next(frames, None) is None:
+            raise MediaError(f"{path}: no frame of the video can be decoded. Export it again.")
+    return info
+
+
+def _measure(source: Path, reading: Sequence[str], *writing: Sequence[str]) -> VideoInfo:
     check_file(source)
     arguments = (
-        *("-v", "info", *LOCAL_ONLY, *_DECODE, "-i", input_name(source)),
-        *("-map", "0:v:0", "-fps_mode", "passthrough", "-enc_time_base", "demux"),
+        *("-v", "info", *LOCAL_ONLY, *reading, "-i", input_name(source), "-map", "0:v:0"),
+        *itertools.chain(*writing),
         *("-f", "framecrc", "-bitexact", "pipe:1"),
     )
     table, messages = run_ffmpeg(arguments, what=_reading(source))

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from musev.errors import MediaError
-from musev.media.resample import resample_frames
+from musev.media.resample import count_resampled, resample_frames
 
 
 def chosen(source_fps: float, fps: float, **rest: float) -> list[int]:
@@ -62,3 +62,10 @@ def test_an_endless_source_is_read_no_further_than_needed() -> None:
 def test_useless_numbers_are_refused(change: dict[str, float], phrase: str) -> None:
     with pytest.raises(MediaError, match=phrase):
         list(resample_frames([1], **{"source_fps": 1.0, "fps": 1.0, **change}))
+
+
+@pytest.mark.parametrize("num_frames", [0, 1, 2, 7, 100])
+@pytest.mark.parametrize(("source_fps", "fps"), [(25, 25), (24, 8), (30, 8), (8, 24), (29.97, 7)])
+def test_the_count_is_known_without_reading(num_frames: int, source_fps: float, fps: float) -> None:
+    frames = resample_frames(range(num_frames), source_fps=source_fps, fps=fps)
+    assert count_resampled(num_frames, source_fps=source_fps, fps=fps) == len(list(frames))

@@ -15,7 +15,14 @@ from musev.config import EncoderConfig
 from musev.errors import MediaError
 from musev.media import video
 from musev.media.ffmpeg import run_ffmpeg
-from musev.media.video import frame_rate, probe_video, read_video, whole_file, write_segment
+from musev.media.video import (
+    frame_rate,
+    probe_video,
+    read_video,
+    scan_video,
+    whole_file,
+    write_segment,
+)
 
 
 def moving_frames(num_frames: int, *, width: int = 64, height: int = 48) -> Iterator[np.ndarray]:
@@ -251,3 +258,36 @@ def test_whole_file_appears_only_on_success(tmp_path: Path) -> None:
         partial.write_bytes(b"whole")
         assert not target.exists()
     assert target.read_bytes() == b"whole"
+
+
+def test_a_scan_measures_what_a_full_decode_measures(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    write_segment(path, moving_frames(33), fps=23.976)
+    assert scan_video(path) == probe_video(path)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.8])
+def test_a_scan_finds_files_that_are_cut_short(tmp_path: Path, share: float) -> None:
+    """With the index in front too: then packets are missing, not the index."""
+    write_segment(tmp_path / "a.mp4", moving_frames(33), fps=8)
+    copy = ("-c", "copy", "-movflags", "+faststart", str(tmp_path / "front.mp4"))
+    run_ffmpeg(("-i", str(tmp_path / "a.mp4"), *copy), what="moving the index")
+    for name in ("a.mp4", "front.mp4"):
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / "cut.mp4").write_bytes(whole[: int(len(whole) * share)])
+        with pytest.raises(MediaError, match=r"cut\.mp4"):
+            scan_video(tmp_path / "cut.mp4")
+    (tmp_path / "cut.mp4").write_bytes(whole[:-1])
+    with pytest.raises(MediaError, match=r"cut\.mp4"):
+        scan_video(tmp_path / "cut.mp4")
+
+
+def test_a_scan_decodes_the_first_frame(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    write_segment(path, moving_frames(3), fps=8)
+    content = bytearray(path.read_bytes())
+    start = content.index(b"mdat") + 4
+    content[start : start + 600] = bytes(600)
+    path.write_bytes(bytes(content))
+    with pytest.raises(MediaError, match=r"a\.mp4"):
+        scan_video(path)
