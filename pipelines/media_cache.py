@@ -23,7 +23,7 @@ import fsspec
 from musev.errors import MediaError
 
 MAX_FILE_BYTES = 256 * 2**20
-"""A single picture file above this is refused before it is fetched."""
+"""A single file above this is refused before it is fetched."""
 
 _KEEP_NOTES_S = 30 * 86400.0  # longer than any run: what its URIs held
 
@@ -118,7 +118,7 @@ class MediaCache:
             size = filesystem.size(path)
             if size is not None and size > MAX_FILE_BYTES:
                 raise MediaError(
-                    f"{uri} has {size / 2**20:.0f} MiB; a picture may have "
+                    f"{uri} has {size / 2**20:.0f} MiB; a file may have "
                     f"{MAX_FILE_BYTES / 2**20:.0f}. Give a smaller file."
                 )
             return filesystem.cat_file(path)
@@ -129,7 +129,7 @@ class MediaCache:
                 f"no file at {uri}. Check the name; relative paths start at the manifest's folder."
             ) from None
         except IsADirectoryError:
-            raise MediaError(f"{uri} is a folder, not a file. Name the picture itself.") from None
+            raise MediaError(f"{uri} is a folder, not a file. Name the file itself.") from None
         except PermissionError as error:
             raise MediaError(
                 f"{uri} may not be read ({error}). Check access rights and credentials on the "
