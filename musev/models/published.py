@@ -53,7 +53,7 @@ _NAMED_SETTINGS = {
     "ip_adapter_cross_attn": False,
 }
 # Parts of a key that no image U-Net has.
-_MOTION_MARKS = (
+MOTION_MARKS = (
     "temp_convs.",
     "temp_attentions.",
     "transformer_in.",
@@ -133,18 +133,26 @@ def _load_unet(
         renamed = rename_ip_adapter(ip_adapter, net.state_dict())
         state |= {renamed[key]: value for key, value in ip_adapter.items()}
     check_keys(shapes_of(net.state_dict()), shapes_of(state), f"unet at {file}")
-    state |= _read_t2i_unet(paths["t2i_unet"], net)
+    state |= read_t2i_unet(paths["t2i_unet"], net)
     return fill(net, state, dtype=dtype, where=f"unet at {file}")
 
 
-def _read_t2i_unet(folder: Path, net: nn.Module) -> State:
-    """The image model's weights: all the network's keys that an image U-Net has, and no others."""
+def read_t2i_unet(folder: Path, net: nn.Module) -> State:
+    """Read the image half of a U-Net: all its keys that an image U-Net has, and no others.
+
+    Args:
+        folder: The ``unet`` folder of a Stable Diffusion 1.5 model.
+        net: The U-Net, for its keys and shapes.
+
+    Returns:
+        Weights by key, as stored; a key that is missing, extra or of another shape is an error.
+    """
     file = find_weights(folder, where="t2i_unet")
     state = load_state_dict(file)
     expected = {
         key: shape
         for key, shape in shapes_of(net.state_dict()).items()
-        if not any(mark in key for mark in _MOTION_MARKS)
+        if not any(mark in key for mark in MOTION_MARKS)
     }
     check_keys(expected, shapes_of(state), f"t2i_unet at {file}")
     return state

@@ -44,7 +44,9 @@ class DiffusionTraining(nn.Module):
     """The networks of a stage and their loss.
 
     Args:
-        networks: ``unet`` and ``text_encoder``; the others where batches have what they read.
+        networks: ``unet`` and ``text_encoder``; the image networks where batches have image
+            prompts, a ControlNet where they have control. A reference is read by a ReferenceNet if
+            there is one.
         config: Diffusion and weights.
 
     Raises:
@@ -103,7 +105,7 @@ class DiffusionTraining(nn.Module):
         if "image_prompt_BCYX" in batch:
             told_BLD = self._image_tokens(batch)
             request.append(ImagePrompt(told_BLD))
-        if "reference_BCTHW" in batch:
+        if "reference_BCTHW" in batch and "referencenet" in nets:
             request.append(nets["referencenet"](batch["reference_BCTHW"], told_BLD, timestep=0))
         call: list[object] = [FramePositions(motion_speed=self.config.motion_speed)]
         if num_frames == 1:

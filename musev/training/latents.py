@@ -6,6 +6,7 @@ Only what is dear is stored: latents. Everything else about a clip is drawn agai
 # Axes here: B clip, C channel, T frame, H W latent rows and columns, Y X pixel rows and columns.
 from __future__ import annotations
 
+import hashlib
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -59,6 +60,15 @@ class ClipSource:
         return f"{kind}-s{self.seed}-f{self.num_frames}-p{self.size_px}-r{self.fps:g}{rest}"
 
 
+def mark_of(vae: AutoencoderKL) -> str:
+    """Return eight letters that tell one encoder from another; the decoder has no part in them."""
+    digest = hashlib.sha256(repr(vae.config.scaling_factor).encode())
+    for name, value in sorted(vae.state_dict().items()):
+        if name.startswith(("encoder.", "quant_conv.")):
+            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:8]
+
+
 @torch.no_grad()
 def encode_clip(vae: AutoencoderKL, clip: Clip, *, reference: bool) -> dict[str, Tensor]:
     """Latents of one clip.
@@ -92,19 +102,23 @@ class LatentStore:
         uri: Folder; local path or fsspec URI.
         source: Which clips.
         clips_per_file: Clips that are written, or lost by a crash, together.
+        vae_mark: Of the VAE that encodes, from :func:`mark_of`.
     """
 
-    def __init__(self, uri: str, source: ClipSource, *, clips_per_file: int = 256) -> None:
+    def __init__(
+        self, uri: str, source: ClipSource, *, clips_per_file: int = 256, vae_mark: str = "vae"
+    ) -> None:
         self._files, root = fsspec.core.url_to_fs(uri)
         self.root, self.source = root.rstrip("/"), source
-        self.clips_per_file = clips_per_file
+        self.clips_per_file, self.vae_mark = clips_per_file, vae_mark
         self._loaded: dict[str, Tensor] = {}
         self._captions: list[str] = []
         self.num_clips = 0
 
     def path(self, number: int) -> str:
         """Of file ``number``."""
-        return f"{self.root}/{self.source.name}-{number:05d}.safetensors"
+        name = f"{self.source.name}-{self.vae_mark}-n{self.clips_per_file}"
+        return f"{self.root}/{name}-{number:05d}.safetensors"
 
     def encode(self, vae: AutoencoderKL, number: int) -> bool:
         """Write file ``number`` unless it is there; False if it was."""
@@ -124,20 +138,26 @@ class LatentStore:
         self._files.mv(self.path(number) + ".part", self.path(number))
         return True
 
-    def load(self) -> int:
-        """Read all files from number 0 on into memory.
+    def load(self, num_files: int) -> int:
+        """Read the first files into memory.
+
+        Args:
+            num_files: How many; others that lie there are not looked at.
 
         Returns:
             How many clips there are.
 
         Raises:
-            ConfigError: If there are none.
+            ConfigError: If one is missing.
         """
         parts: list[dict[str, Tensor]] = []
-        while self._files.exists(self.path(len(parts))):
-            parts.append(load_tensors(self._files.cat_file(self.path(len(parts)))))
-        if not parts:
-            raise ConfigError(f"no encoded clips {self.path(0)}; run the encoding first")
+        for number in range(num_files):
+            try:
+                parts.append(load_tensors(self._files.cat_file(self.path(number))))
+            except FileNotFoundError:
+                raise ConfigError(
+                    f"no encoded clips {self.path(number)}; the folder must be seen by all workers"
+                ) from None
         texts = [bytes(part.pop("captions").tolist()).decode() for part in parts]
         self._captions = [caption for text in texts for caption in text.split("\n")]
         self._loaded = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -26,7 +26,10 @@ from musev.models.control import ControlNet
 from musev.models.image_prompt import ImageProjection
 from musev.models.reference import ReferenceNet2D
 from musev.models.unet import UNet3DConditionModel, released_config
+from musev.weights import CONTROLNETS, controlnet_part
 
+CONTROL = "openpose"
+"""Name under which a bundle keeps the ControlNet that is trained here."""
 LAYER_NORM_EPS = 1e-5
 """What is trained here divides by something in every norm; 0 is upstream's accident."""
 
@@ -237,9 +240,12 @@ def _make_image_encoder(sizes: NetworkSizes) -> CLIPVisionModelWithProjection:
     )
 
 
-def networks_of(bundle: ModelBundle, parts: tuple[str, ...]) -> Networks:
-    """The networks of a bundle that a stage needs; those the bundle lacks are left out."""
-    return Networks({name: bundle.networks[name] for name in parts if name in bundle.networks})
+def networks_of(bundle: ModelBundle) -> Networks:
+    """All networks of a bundle but the VAE; the ControlNet of :data:`CONTROL` is ``controlnet``."""
+    found = {name: net for name, net in bundle.networks.items() if name != "vae"}
+    if CONTROL in bundle.controlnets:
+        found["controlnet"] = found.pop(controlnet_part(CONTROL))
+    return Networks(found)
 
 
 def bundle_of(
@@ -249,6 +255,7 @@ def bundle_of(
 
     Args:
         networks: ``unet`` and ``text_encoder`` at least; an image encoder only with its projection.
+            Others than those of a stage are kept: see :func:`networks_of`.
         vae: Trained before.
         tokenizer: Of the text encoder.
         schedule: The diffusion they learnt.
@@ -256,10 +263,18 @@ def bundle_of(
     Returns:
         The bundle; it shares the networks.
     """
+    controlnets = {
+        name.removeprefix(CONTROLNETS): net
+        for name, net in networks.items()
+        if name.startswith(CONTROLNETS)
+    }
+    if "controlnet" in networks:
+        controlnets[CONTROL] = networks["controlnet"]
     names = ("unet", "text_encoder", "referencenet", "image_encoder", "image_projection")
     return ModelBundle(
         vae=vae,
         tokenizer=tokenizer,
         schedule=schedule,
+        controlnets=controlnets,
         **{name: networks[name] for name in names if name in networks},
     )

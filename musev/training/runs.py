@@ -19,28 +19,22 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 from torch import nn
-from transformers import CLIPTokenizer
 
-from musev.config import WeightsConfig
 from musev.errors import ConfigError
-from musev.models.bundle import ModelBundle, load_bundle, save_bundle
-from musev.synthetic.captions import VOCABULARY
+from musev.models.bundle import ModelBundle, save_bundle
+from musev.models.published import MOTION_MARKS
 from musev.training.clip_batches import ClipBatches, Position
 from musev.training.diffusion import DiffusionLossConfig, DiffusionTraining
 from musev.training.frames import frame_batch
 from musev.training.frozen import freeze_except
-from musev.training.latents import ClipSource, LatentStore
+from musev.training.latents import ClipSource, LatentStore, mark_of
 from musev.training.loop import Trainer, seed_of
 from musev.training.lora import add_lora, export_kohya
-from musev.training.networks import (
-    Networks,
-    build_networks,
-    bundle_of,
-    get_sizes,
-    networks_of,
-)
+from musev.training.networks import Networks, bundle_of, get_sizes
 from musev.training.optimizer import Batch
+from musev.training.published import save_published
 from musev.training.stages import DiffusionStage, Stage, VaeStage
+from musev.training.starts import load_vae, local_folder, read_start
 from musev.training.vae import (
     VaeTraining,
     add_latent_noise,
@@ -48,12 +42,9 @@ from musev.training.vae import (
     normalise_latents,
     psnr,
 )
-from musev.training.vocabulary import make_word_tokenizer
-from musev.weights import BUNDLE_FILE
 
 logger = logging.getLogger(__name__)
 
-PROMPT_TOKENS = 32
 NUM_HELD_OUT = 64
 _HELD_OUT_BATCHES = 4
 
@@ -66,13 +57,25 @@ class RunConfig:
     out: str
     """Folder for checkpoints and what comes out; fsspec URI, seen by all workers."""
     init: str | None = None
-    """Folder to start from: a bundle, or a VAE; None: from nothing."""
+    """Folder to start from: a bundle, a base model, or a VAE; None: from nothing."""
     latents: str | None = None
     """Folder of encoded clips; None: inside ``out``."""
     size: str = "mini"
     seed: int = 0
     num_clips: int = 8192
     """Clips that are encoded and then used again and again."""
+    size_px: int = 128
+    """Side of the clips' frames; a VAE stage has its own."""
+    num_samples: int = 8
+    """Sample pictures at every evaluation, and a third as many sample videos; 0: none."""
+
+    def __post_init__(self) -> None:
+        get_sizes(self.size)
+        if self.num_clips < 1 or self.num_samples < 0:
+            raise ConfigError(
+                f"num_clips must be at least 1 and num_samples at least 0, got {self.num_clips} "
+                f"and {self.num_samples}"
+            )
 
 
 @dataclass(frozen=True)
@@ -125,8 +128,12 @@ def prepare_run(run: RunConfig, worker: Worker | None = None) -> PreparedRun:
 
 
 def _prepare_vae(run: RunConfig, stage: VaeStage, worker: Worker) -> PreparedRun:
-    vae = make_vae(stage.widths) if run.init is None else load_vae(run.init)
-    if not stage.joint and run.init is None:
+    if run.init is not None:
+        with local_folder(run.init) as folder:
+            vae = load_vae(folder)
+    elif stage.joint:
+        vae = make_vae(stage.widths)
+    else:
         raise ConfigError(f"stage {stage.name} trains a decoder alone; give --init FOLDER of a VAE")
     module = VaeTraining(vae, stage.loss).to(worker.device)
     freeze_except(module, stage.trained)
@@ -175,7 +182,10 @@ def _prepare_vae(run: RunConfig, stage: VaeStage, worker: Worker) -> PreparedRun
 
 
 def _prepare_diffusion(run: RunConfig, stage: DiffusionStage, worker: Worker) -> PreparedRun:
-    networks, vae, tokenizer = _start_networks(run, stage)
+    if run.init is None:
+        raise ConfigError(f"stage {stage.name} works on latents; give --init FOLDER of a VAE")
+    start = read_start(run.init, get_sizes(run.size), stage.parts)
+    networks, vae, tokenizer = start.networks, start.vae, start.tokenizer
     vae.requires_grad_(False).eval().to(worker.device)
     module = DiffusionTraining(
         networks,
@@ -186,7 +196,7 @@ def _prepare_diffusion(run: RunConfig, stage: DiffusionStage, worker: Worker) ->
     if stage.lora_rank is not None:
         module.requires_grad_(False)
         add_lora(networks["unet"], stage.lora_rank)
-    freeze_except(module, stage.trained, but_not=stage.but_not)
+    learning = freeze_except(module, stage.trained, but_not=stage.but_not)
     if stage.gradient_checkpointing:
         for name in ("unet", "referencenet", "controlnet"):
             if name in networks:
@@ -201,7 +211,7 @@ def _prepare_diffusion(run: RunConfig, stage: DiffusionStage, worker: Worker) ->
             corruption=stage.corruption,
             tokenizer=tokenizer,
             seed=run.seed,
-            image_prompt_px=get_sizes(run.size).vision_size_px,
+            image_prompt_px=_image_prompt_px(networks, run),
         )
 
     training, held_out = encode_stores(run, stage, vae, worker)
@@ -211,15 +221,22 @@ def _prepare_diffusion(run: RunConfig, stage: DiffusionStage, worker: Worker) ->
         losses = [float(module(to_device(b, worker.device))["mse"]) for b in held_batches]
         return {"held_out_mse": sum(losses) / len(losses)}
 
-    bundle = bundle_of(networks, vae=vae, tokenizer=tokenizer, schedule=stage.schedule)
+    whole = Networks({**networks, **start.others})
+    bundle = bundle_of(whole, vae=vae, tokenizer=tokenizer, schedule=stage.schedule)
 
     def export(folder: Path) -> None:
         if stage.lora_rank is not None:
             save_file(export_kohya(networks["unet"]), folder / "lora.safetensors")
             return
         save_bundle(bundle, folder / "bundle")
-        if "controlnet" in networks:
-            networks["controlnet"].save_pretrained(folder / "controlnet", safe_serialization=True)
+        save_published(
+            whole,
+            folder / "published",
+            vae=vae,
+            tokenizer=tokenizer,
+            schedule=stage.schedule,
+            base=any(_is_of_base(name) for name in learning),
+        )
 
     return PreparedRun(
         stage=stage,
@@ -232,27 +249,16 @@ def _prepare_diffusion(run: RunConfig, stage: DiffusionStage, worker: Worker) ->
     )
 
 
-def _start_networks(
-    run: RunConfig, stage: DiffusionStage
-) -> tuple[Networks, AutoencoderKL, CLIPTokenizer]:
-    """Networks of the start, and new ones for the parts it lacks."""
-    if run.init is None:
-        raise ConfigError(f"stage {stage.name} works on latents; give --init FOLDER of a VAE")
-    found, tokenizer = Networks(), None
-    if (Path(run.init) / BUNDLE_FILE).exists():
-        start = load_bundle(WeightsConfig(bundle=run.init, layer_norm_eps=1e-5))
-        found, tokenizer, vae = networks_of(start, stage.parts), start.tokenizer, start.vae
-        for network in found.values():
-            network.requires_grad_(True).train()
-    else:
-        vae = load_vae(run.init)
-    tokenizer = tokenizer or make_word_tokenizer([*VOCABULARY, ","], max_length=PROMPT_TOKENS)
-    missing = tuple(name for name in stage.parts if name not in found)
-    new = build_networks(get_sizes(run.size), missing, vocab_size=len(tokenizer))
-    if missing:
-        logger.info("new networks: %s", ", ".join(missing))
-    networks = Networks({name: (found if name in found else new)[name] for name in stage.parts})
-    return networks, vae, tokenizer
+def _image_prompt_px(networks: Networks, run: RunConfig) -> int:
+    encoder = networks.get("image_encoder")
+    return encoder.config.image_size if encoder is not None else get_sizes(run.size).vision_size_px
+
+
+def _is_of_base(name: str) -> bool:
+    """Whether a parameter belongs to the base model: text encoder or picture layers."""
+    if name.startswith("networks.unet."):
+        return not any(mark in name for mark in MOTION_MARKS)
+    return name.startswith("networks.text_encoder.")
 
 
 def encode_stores(
@@ -263,7 +269,7 @@ def encode_stores(
     Args:
         run: Where, and how many clips.
         stage: Decides frames and references.
-        vae: Frozen; files carry no trace of it, so another VAE needs another folder.
+        vae: Frozen; a mark of it is part of the files' names.
         worker: Whose share.
 
     Returns:
@@ -275,28 +281,21 @@ def encode_stores(
         source = ClipSource(
             seed=run.seed,
             num_frames=stage.batch.num_frames,
+            size_px=run.size_px,
             references=stage.batch.reference,
             held_out=held_out,
         )
         per_file = min(256 if stage.batch.num_frames == 1 else 64, num_clips)
-        store = LatentStore(uri, source, clips_per_file=per_file)
-        for number in range(worker.rank, num_clips // per_file, worker.count):
+        store = LatentStore(uri, source, clips_per_file=per_file, vae_mark=mark_of(vae))
+        num_files = num_clips // per_file
+        for number in range(worker.rank, num_files, worker.count):
             if store.encode(vae, number):
                 logger.info("encoded %s", store.path(number))
-        stores.append(store)
+        stores.append((store, num_files))
     worker.meet()
-    for store in stores:
-        store.load()
-    return stores[0], stores[1]
-
-
-def load_vae(folder: str) -> AutoencoderKL:
-    """Load a VAE for training from its folder, the folder above it, or a bundle."""
-    root = Path(folder)
-    inner = root / "vae" if (root / "vae" / "config.json").exists() else root
-    if not (inner / "config.json").exists():
-        raise ConfigError(f"no VAE in {folder}: neither config.json nor vae/config.json")
-    return AutoencoderKL.from_pretrained(inner, local_files_only=True).requires_grad_(True)
+    for store, num_files in stores:
+        store.load(num_files)
+    return stores[0][0], stores[1][0]
 
 
 def export_to(run: PreparedRun, uri: str) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from musev.config import WeightsConfig
 from musev.models.bundle import ModelBundle
-from musev.models.published import _MOTION_MARKS
+from musev.models.published import MOTION_MARKS
 
 # runwayml/stable-diffusion-v1-5, scheduler/scheduler_config.json, with the spacing spelled out.
 SCHEDULER = {
@@ -92,7 +92,7 @@ def _write_unets(bundle: ModelBundle, motion: Path, t2i: Path, *, safetensors: b
     write_config(motion, config)
     state = bundle.unet.state_dict()
     image_half = {
-        key: value for key, value in state.items() if not any(mark in key for mark in _MOTION_MARKS)
+        key: value for key, value in state.items() if not any(mark in key for mark in MOTION_MARKS)
     }
     zeroed = {key: torch.zeros_like(value) for key, value in image_half.items()}
     write_weights(motion, state | zeroed, safetensors=safetensors, transformers=False)

@@ -14,7 +14,7 @@ from torch import Tensor
 from musev.config import ScheduleConfig, WeightsConfig
 from musev.errors import WeightsError
 from musev.models.bundle import ModelBundle, load_bundle
-from musev.models.published import _MOTION_MARKS
+from musev.models.published import MOTION_MARKS
 from musev.models.tiny import make_tiny_bundle
 from musev.weights import digest_weights
 from tests.goldens import GOLDENS, require_goldens
@@ -252,7 +252,7 @@ def test_the_image_half_at_full_size_is_stable_diffusions(name: str) -> None:
     folder = GOLDENS / "fullsize"
     image = json.loads((folder / "sd15_unet2d.json").read_text())["tensors"]
     video = json.loads((folder / f"unet_{name}.json").read_text())["tensors"]
-    half = {key: shape for key, shape in video.items() if not any(m in key for m in _MOTION_MARKS)}
+    half = {key: shape for key, shape in video.items() if not any(m in key for m in MOTION_MARKS)}
     assert half == image
 
 
