@@ -252,6 +252,7 @@ class ClipRequest:
 
     ``num_frames`` counts the frames of the finished video. With a ``condition_image`` that image is
     frame 0 and the other ``num_frames - 1`` frames are generated. Media are absolute fsspec URIs.
+    With a ``video`` that holds control maps, its frame ``t`` controls frame ``t`` of the clip.
     """
 
     request_id: str
@@ -260,7 +261,15 @@ class ClipRequest:
     condition_image: str | None = None
     reference_image: str | None = None
     ip_adapter_image: str | None = None
+    video: str | None = None
+    video_is_control: bool = False
+    """Whether the video's frames are control maps already."""
+    control: tuple[str, ...] = ()
+    """ControlNets that read the video's frames."""
+    control_scale: tuple[float, ...] = ()
+    """Strength of each of ``control``; all 1 where nothing is given."""
     num_frames: int
+    """0 until the video that decides the length has been measured."""
     fps: float
     width: int
     height: int
@@ -270,10 +279,20 @@ class ClipRequest:
     extra: str | None = None
     """The caller's own text or JSON, handed through to the results; decides no bytes."""
 
+    def __post_init__(self) -> None:
+        names = tuple(self.control)  # lists, where the request comes from JSON
+        scales = tuple(map(float, self.control_scale)) or (1.0,) * len(names)
+        object.__setattr__(self, "control", names)
+        object.__setattr__(self, "control_scale", scales)
+        _check(
+            len(scales) == len(names),
+            f"control_scale has {len(scales)} numbers for {len(names)} names in control",
+        )
+
     @property
     def media(self) -> dict[str, str]:
         """Column name to URI of the media this clip reads."""
-        names = ("condition_image", "reference_image", "ip_adapter_image")
+        names = ("condition_image", "reference_image", "ip_adapter_image", "video")
         return {name: uri for name in names if (uri := getattr(self, name)) is not None}
 
 

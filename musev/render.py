@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from musev.config import ClipRequest, EncoderConfig, SamplingConfig
+from musev.control.clip_control import ClipControl, open_control
 from musev.denoise.loop import denoise_clip
 from musev.denoise.noise import mix_condition
 from musev.denoise.solvers import Solver, make_solver
@@ -29,6 +30,7 @@ from musev.errors import RequestError
 from musev.media import VideoInfo, fit_image, join_segments, probe_video, write_segment
 from musev.models.attachments import (
     ConditionFrames,
+    ControlResiduals,
     FramePositions,
     ImagePrompt,
     ReferenceFeatures,
@@ -46,11 +48,16 @@ OnProgress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class ClipMedia:
-    """The pictures of one request: uint8 RGB ``YXC``, or ``TYXC`` for several of one kind."""
+    """The media of one request.
+
+    Pictures are uint8 RGB ``YXC``, or ``TYXC`` for several of one kind. A video stays a file: it
+    may be long.
+    """
 
     condition_image: np.ndarray | None = None
     reference_image: np.ndarray | None = None
     ip_adapter_image: np.ndarray | None = None
+    video: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,8 @@ class ClipConditions:
     """Everything one clip is conditioned on, computed once; picklable."""
 
     network: UNetConditioning
+    text_BLD: Tensor
+    """Text embeddings, for ControlNets; both guidance halves."""
     frames_BCTHW: Tensor | None
     """Clean latents of the conditioning frames, float32; None if all frames are generated."""
     guided: bool
@@ -78,12 +87,12 @@ def render_clip(
     """Render one request to an mp4 file.
 
     Pixels in memory do not grow with the clip's length: frames are decoded and encoded a segment at
-    a time. Latents do (32 KB a frame at 512x512).
+    a time, and control frames are read a window at a time. Latents do (32 KB a frame at 512x512).
 
     Args:
         bundle: The loaded networks.
         request: What to render.
-        media: Its pictures, already read.
+        media: Its pictures, already read, and its control video.
         encoder: H.264 settings.
         target: The mp4 file to write; segment files lie beside it for a while.
         on_progress: Called with (stage, done, total); stages ``denoise`` and ``decode``.
@@ -95,9 +104,11 @@ def render_clip(
         RequestError: If the request asks for something these networks cannot do.
         MediaError: If the video cannot be encoded.
     """
-    with torch.inference_mode():
-        conditions = encode_conditions(bundle, request, fit_media(request, media))
-        latents_BCTHW = denoise_request(bundle, request, conditions, on_progress=on_progress)
+    with torch.inference_mode(), open_control(bundle, request, media.video) as control:
+        conditions = encode_conditions(bundle, request, fit_media(request, media), control)
+        latents_BCTHW = denoise_request(
+            bundle, request, conditions, control, on_progress=on_progress
+        )
         segments = decode_segments(bundle, latents_BCTHW, encoder.segment_frames)
         return write_video(
             segments,
@@ -117,7 +128,7 @@ def fit_media(request: ClipRequest, media: ClipMedia) -> ClipMedia:
         media: Pictures of any size.
 
     Returns:
-        The pictures as ``TYXC`` of the clip's size.
+        The pictures as ``TYXC`` of the clip's size; the video as it was.
     """
     fit = functools.partial(
         fit_image,
@@ -126,17 +137,19 @@ def fit_media(request: ClipRequest, media: ClipMedia) -> ClipMedia:
         exact_upstream=request.sampling.image_fit == "upstream",
     )
     given = {name: getattr(media, name) for name in ClipMedia.__dataclass_fields__}
-    return ClipMedia(
-        **{
-            name: np.stack([fit(item) for item in (picture if picture.ndim == 4 else [picture])])
-            for name, picture in given.items()
-            if picture is not None
-        }
-    )
+    pictures = {
+        name: np.stack([fit(item) for item in (picture if picture.ndim == 4 else [picture])])
+        for name, picture in given.items()
+        if isinstance(picture, np.ndarray)
+    }
+    return dataclasses.replace(media, **pictures)
 
 
 def encode_conditions(
-    bundle: ModelBundle, request: ClipRequest, media: ClipMedia
+    bundle: ModelBundle,
+    request: ClipRequest,
+    media: ClipMedia,
+    control: ClipControl | None = None,
 ) -> ClipConditions:
     """Compute everything the clip is conditioned on, once.
 
@@ -148,6 +161,7 @@ def encode_conditions(
         bundle: The loaded networks.
         request: Prompts, sizes and guidance.
         media: Its pictures at the clip's size, from :func:`fit_media`.
+        control: Controls the first frame too, where that is generated.
 
     Returns:
         Keys and values of every layer, and the conditioning frames' latents.
@@ -157,7 +171,7 @@ def encode_conditions(
     """
     _refuse_unusable_media(bundle, request)
     if media.condition_image is None and request.sampling.first_frame.origin == "drawn":
-        latents_BCTHW = draw_first_frame(bundle, request, media)
+        latents_BCTHW = draw_first_frame(bundle, request, media, control)
         drawn_TYXC = next(decode_segments(bundle, latents_BCTHW, segment_frames=1))
         conditions = _encode(
             bundle, request, dataclasses.replace(media, condition_image=drawn_TYXC)
@@ -166,13 +180,19 @@ def encode_conditions(
     return _encode(bundle, request, media)
 
 
-def draw_first_frame(bundle: ModelBundle, request: ClipRequest, media: ClipMedia) -> Tensor:
+def draw_first_frame(
+    bundle: ModelBundle,
+    request: ClipRequest,
+    media: ClipMedia,
+    control: ClipControl | None = None,
+) -> Tensor:
     """Generate one picture from the text, with the temporal layers off.
 
     Args:
         bundle: The loaded networks.
         request: Prompts, size, seed and ``sampling.first_frame``.
         media: Reference and image prompt, where given.
+        control: Its frame 0 is used.
 
     Returns:
         ``latents_BCTHW`` of one frame, float32: frame 0 of the clip.
@@ -195,7 +215,7 @@ def draw_first_frame(bundle: ModelBundle, request: ClipRequest, media: ClipMedia
     scale = bundle.vae_scale_factor
     shape_BCTHW = (1, LATENT_CHANNELS, 1, request.height // scale, request.width // scale)
     return denoise_clip(
-        WindowDenoiser(bundle.unet, conditions, always=(TemporalOff(),)),
+        WindowDenoiser(bundle.unet, conditions, always=(TemporalOff(),), control=control),
         start_latents(source, shape_BCTHW, None, solver, sampling),
         solver=solver,
         sampling=sampling,
@@ -231,8 +251,9 @@ def _encode(bundle: ModelBundle, request: ClipRequest, media: ClipMedia) -> Clip
     frames_BCTHW = None
     if condition_TYXC is not None:
         frames_BCTHW = encode_frames(bundle.vae, condition_TYXC).float()
-    network = bundle.unet.prepare(text_BLD.to(bundle.dtype), tuple(attachments))
-    return ClipConditions(network, frames_BCTHW, guided)
+    text_BLD = text_BLD.to(bundle.dtype)
+    network = bundle.unet.prepare(text_BLD, tuple(attachments))
+    return ClipConditions(network, text_BLD, frames_BCTHW, guided)
 
 
 def encode_reference(
@@ -258,6 +279,7 @@ def denoise_request(
     bundle: ModelBundle,
     request: ClipRequest,
     conditions: ClipConditions,
+    control: ClipControl | None = None,
     *,
     on_progress: OnProgress | None = None,
 ) -> Tensor:
@@ -267,6 +289,7 @@ def denoise_request(
         bundle: The loaded networks.
         request: Sizes, seed and sampling.
         conditions: From :func:`encode_conditions`.
+        control: From :func:`open_control`; None for a clip without.
         on_progress: Called with (``"denoise"``, steps done, steps).
 
     Returns:
@@ -296,7 +319,10 @@ def denoise_request(
     source = make_noise_source(sampling, request.seed, first_frame=num_given)
     generated_BCTHW = denoise_clip(
         WindowDenoiser(
-            bundle.unet, conditions, always=(FramePositions(motion_speed=sampling.motion_speed),)
+            bundle.unet,
+            conditions,
+            always=(FramePositions(motion_speed=sampling.motion_speed),),
+            control=control,
         ),
         start_latents(source, shape_BCTHW, conditions.frames_BCTHW, solver, sampling),
         solver=solver,
@@ -342,6 +368,7 @@ class WindowDenoiser:
     """The video U-Net as a :class:`Denoiser`: puts the conditioning frames in front of each window.
 
     They are clean and are not scaled by the solver (ALGORITHM.md 8.2); their estimates are dropped.
+    Control sees what the U-Net sees: conditioning frames in front, both guidance halves.
     """
 
     def __init__(
@@ -350,9 +377,11 @@ class WindowDenoiser:
         conditions: ClipConditions,
         *,
         always: tuple[FramePositions | TemporalOff, ...],
+        control: ClipControl | None = None,
     ) -> None:
         self._unet = unet
         self._conditions = conditions
+        self._control = control
         frames_BCTHW = conditions.frames_BCTHW
         self._num_given = 0 if frames_BCTHW is None else frames_BCTHW.shape[2]
         self._attachments: tuple[FramePositions | TemporalOff | ConditionFrames, ...] = always
@@ -366,13 +395,23 @@ class WindowDenoiser:
             joint_BCFHW = torch.cat([self._conditions.frames_BCTHW, joint_BCFHW], dim=2)
         if self._conditions.guided:
             joint_BCFHW = torch.cat([joint_BCFHW, joint_BCFHW])
+        joint_BCFHW = joint_BCFHW.to(self._unet.dtype)
         estimate_BCFHW = self._unet(
-            joint_BCFHW.to(self._unet.dtype),
+            joint_BCFHW,
             timestep,
             self._conditions.network,
-            attachments=self._attachments,
+            attachments=self._attachments + self._control_of(joint_BCFHW, timestep, window),
         )
         return estimate_BCFHW[:, :, self._num_given :].float()
+
+    def _control_of(
+        self, joint_BCFHW: Tensor, timestep: float, window: Window
+    ) -> tuple[ControlResiduals, ...]:
+        if self._control is None:
+            return ()
+        frames = [*range(self._num_given), *(self._num_given + frame for frame in window)]
+        found = self._control.residuals(joint_BCFHW, timestep, self._conditions.text_BLD, frames)
+        return () if found is None else (found,)
 
 
 def decode_segments(

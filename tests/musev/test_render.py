@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +18,9 @@ from musev.config import (
     SamplingConfig,
     WindowConfig,
 )
+from musev.control.clip_control import open_control
 from musev.errors import RequestError
-from musev.media import read_video
+from musev.media import read_video, write_segment
 from musev.models.bundle import ModelBundle
 from musev.models.tiny import make_tiny_bundle
 from musev.models.vae import encode_frames
@@ -220,8 +222,113 @@ def test_half_precision_stays_near_float32(bundle: ModelBundle, precision: torch
 
 def in_precision(bundle: ModelBundle, dtype: torch.dtype) -> ModelBundle:
     """Cast every network of a bundle."""
-    for part in dataclasses.fields(bundle):
-        network = getattr(bundle, part.name)
-        if isinstance(network, torch.nn.Module):
-            network.to(dtype)
+    for network in bundle.networks.values():
+        network.to(dtype)
     return dataclasses.replace(bundle, dtype=dtype)
+
+
+def poses(path: Path, num_frames: int, *, seed: int = 0) -> Path:
+    """A control video of coarse blocks that move."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 255, (num_frames, 4, 4, 3), dtype=np.uint8)
+    frames = np.repeat(np.repeat(coarse, 16, axis=1), 16, axis=2)
+    write_segment(path, frames, fps=8)
+    return path
+
+
+def controlled(
+    bundle: ModelBundle, request: ClipRequest, video: Path, image: np.ndarray | None = None
+) -> torch.Tensor:
+    """Latents of a clip that follows a control video."""
+    media = ClipMedia(condition_image=image, video=video)
+    with torch.inference_mode(), open_control(bundle, request, video) as control:
+        conditions = encode_conditions(bundle, request, fit_media(request, media), control)
+        return denoise_request(bundle, request, conditions, control)
+
+
+class NotesFrames:
+    """A control that adds nothing and notes which frames it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: set[tuple[int, ...]] = set()
+
+    def residuals(
+        self, noisy: torch.Tensor, timestep: float, text: torch.Tensor, frames: list[int]
+    ) -> None:
+        assert noisy.shape[0] == text.shape[0] == 2
+        assert noisy.shape[2] == len(frames)
+        self.asked.add(tuple(frames))
+
+
+@pytest.mark.parametrize(
+    ("origin", "image", "asked"),
+    [
+        ("drawn", portrait(), {(0, 1, 2, 3, 4, 5, 6), (0, 3, 4, 5, 6, 7, 8)}),
+        ("drawn", None, {(0,), (0, 1, 2, 3, 4, 5, 6), (0, 3, 4, 5, 6, 7, 8)}),
+        ("noise", None, {(0, 1, 2, 3, 4, 5), (3, 4, 5, 6, 7, 8)}),
+    ],
+)
+def test_control_frame_t_controls_frame_t(
+    bundle: ModelBundle, origin: Any, image: np.ndarray | None, asked: set[tuple[int, ...]]
+) -> None:
+    """The conditioning frame in front of every window is controlled by frame 0, given or drawn."""
+    notes: Any = NotesFrames()
+    sampling = make_request().sampling
+    windows = dataclasses.replace(sampling.windows, overlap=3)
+    how = FirstFrameConfig(origin=origin, num_steps=1, guidance=sampling.guidance)
+    request = make_request(
+        sampling=dataclasses.replace(sampling, num_steps=1, windows=windows, first_frame=how)
+    )
+    with torch.inference_mode():
+        media = fit_media(request, ClipMedia(condition_image=image))
+        conditions = encode_conditions(bundle, request, media, notes)
+        denoise_request(bundle, request, conditions, notes)
+    assert notes.asked == asked
+
+
+@pytest.mark.parametrize("image", [portrait(), None], ids=["given", "drawn"])
+def test_control_decides_every_frame_it_should(
+    bundle: ModelBundle, tmp_path: Path, image: np.ndarray | None
+) -> None:
+    """A given first frame stays as it is; a drawn one follows control frame 0."""
+    video = poses(tmp_path / "a.mp4", 4)
+    request = make_request(num_frames=4, control=("openpose",))
+    base = controlled(bundle, request, video, image)
+    others = {
+        "none": latents_of(bundle, make_request(num_frames=4), ClipMedia(condition_image=image)),
+        "another video": controlled(bundle, request, poses(tmp_path / "b.mp4", 4, seed=1), image),
+        "half strength": controlled(
+            bundle, dataclasses.replace(request, control_scale=(0.5,)), video, image
+        ),
+    }
+    for name, latents in others.items():
+        changed = (latents - base).abs().amax(dim=(0, 1, 3, 4))
+        assert changed[1:].min() > 1e-3, name
+        assert (changed[0] > 1e-3) == (image is None), name
+
+
+def test_without_control_the_result_is_bit_equal(bundle: ModelBundle, tmp_path: Path) -> None:
+    """No network, no video, or strength 0: the same bits."""
+    media = ClipMedia(condition_image=portrait())
+    plain = latents_of(bundle, make_request(num_frames=4), media)
+    bare = dataclasses.replace(bundle, controlnets={})
+    assert torch.equal(latents_of(bare, make_request(num_frames=4), media), plain)
+    silent = make_request(num_frames=4, control=("openpose",), control_scale=(0.0,))
+    video = poses(tmp_path / "a.mp4", 4)
+    assert torch.equal(controlled(bundle, silent, video, portrait()), plain)
+
+
+def test_control_reaches_the_file_and_repeats(bundle: ModelBundle, tmp_path: Path) -> None:
+    media = ClipMedia(condition_image=portrait(), video=poses(tmp_path / "poses.mp4", 3))
+    files = []
+    for name in ("a.mp4", "b.mp4", "plain.mp4"):
+        wanted = make_request(num_frames=3, control=("openpose",) if name != "plain.mp4" else ())
+        render_clip(
+            bundle,
+            wanted,
+            media if name != "plain.mp4" else dataclasses.replace(media, video=None),
+            encoder=EncoderConfig(),
+            target=tmp_path / name,
+        )
+        files.append((tmp_path / name).read_bytes())
+    assert files[0] == files[1] != files[2]

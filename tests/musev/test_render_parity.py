@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,12 +25,14 @@ from musev.config import (
     ScheduleConfig,
     WindowConfig,
 )
+from musev.control.clip_control import ClipControl, EmbeddedFrames
 from musev.denoise.loop import denoise_clip
 from musev.denoise.noise import UpstreamNoise
 from musev.denoise.solvers import make_solver
 from musev.denoise.sources import UpstreamSource
 from musev.models.attachments import FramePositions, TemporalOff
 from musev.models.bundle import ModelBundle
+from musev.models.control import ControlNet
 from musev.render import (
     ClipMedia,
     WindowDenoiser,
@@ -44,7 +47,7 @@ pytestmark = pytest.mark.parity
 
 COMPONENTS = GOLDENS / "pipeline" / "components"
 # Conditions that a row cannot ask for yet (the manifest refuses them by name), or another flow.
-NOT_HERE = ("controlnet", "ip_adapter_face", "lora", "textual_inversion")
+NOT_HERE = ("ip_adapter_face", "lora", "textual_inversion")
 OTHER_FLOWS = {
     "cond_index_last_clobbered": "condition frames at other places than the front",
     "prompt_only_image": "image tokens in the place of the text",
@@ -55,6 +58,7 @@ OTHER_FLOWS = {
 }
 # What the original cannot do and we can, with no numbers to compare; other tests cover them.
 WITHOUT_NUMBERS = {
+    "controlnet_guess_reference_fails",
     "nocfg_cond_reference_fails",
     "output_type_tensor_reference_fails",
     "parallel_b2_nocond_reference_fails",
@@ -72,6 +76,7 @@ SOLVERS = {
     "dpm": "dpmpp",
 }
 VIDEO_BOUND = 2e-3
+BOUNDS = (("start", 0.0), ("end", 1.0))
 LAYOUTS = {"uniform_v2": "upstream", "uniform": "upstream_uniform"}
 
 
@@ -185,6 +190,51 @@ def request_for(case: dict[str, Any], num_given: int, clip: int = 0) -> ClipRequ
     )
 
 
+@functools.cache
+def controlnets(kind: str) -> tuple[ControlNet, ...]:
+    """The goldens' ControlNets: one, or two whose residuals are added."""
+    names = {"single": ("controlnet1",), "multi": ("controlnet1", "controlnet2")}[kind]
+    return tuple(
+        ControlNet.from_pretrained(COMPONENTS / name).float().eval().requires_grad_(False)
+        for name in names
+    )
+
+
+def control_for(
+    case: dict[str, Any], recorded: dict[str, Any], timesteps: Sequence[float]
+) -> ClipControl | None:
+    """A recorded call's control: maps or latents, those of the condition frames in front."""
+    kind = case["components"].get("controlnet")
+    if not kind:
+        return None
+    nets, call, count = controlnets(kind), case["call"], len(timesteps)
+
+    def each(value: Any) -> list[Any]:
+        return value if isinstance(value, list) else [value] * len(nets)
+
+    begins, ends = (each(call.get(f"control_guidance_{name}", default)) for name, default in BOUNDS)
+    strengths = each(call["controlnet_conditioning_scale"])
+
+    def scales(timestep: float) -> list[float]:
+        step = list(timesteps).index(timestep)  # ALGORITHM.md 7.2
+        off = [step / count < begin or (step + 1) / count > end
+               for begin, end in zip(begins, ends, strict=True)]  # fmt: skip
+        return [0.0 if no else scale for no, scale in zip(off, strengths, strict=True)]
+
+    if "in.controlnet_latents" in recorded:
+        parts = [recorded.get(f"in.controlnet_{name}latents") for name in ("condition_", "")]
+        joined = torch.cat([part for part in parts if part is not None], dim=2)
+        embedded = [lambda frames: joined[0, :, list(frames)].transpose(0, 1)]
+        return ClipControl(nets, embedded, scales)
+    embedded = []
+    for number, net in enumerate(nets):
+        suffix = "" if kind == "single" else f".{number}"
+        names = (f"controlnet_condition_images{suffix}", f"control_image{suffix}")
+        maps = [part for name in names if (part := frames_of(recorded, name)) is not None]
+        embedded.append(EmbeddedFrames(net, np.concatenate(maps).__getitem__))
+    return ClipControl(nets, embedded, scales)
+
+
 class TemporalOffDenoiser:
     """A single frame without temporal layers, as the original makes its first frame."""
 
@@ -278,6 +328,7 @@ def denoise(
             bundle.unet,
             conditions,
             always=(FramePositions(motion_speed=sampling.motion_speed),),
+            control=control_for(case, recorded, solver.timesteps),
         )
     steps: list[torch.Tensor] = []
     done = denoise_clip(

@@ -1,0 +1,177 @@
+"""Control of a clip: the right frame at the right place, embedded once, in bounded memory."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from musev.config import ClipRequest, SamplingConfig
+from musev.control.clip_control import (
+    ClipControl,
+    EmbeddedFrames,
+    open_control,
+    open_control_frames,
+)
+from musev.errors import MediaError, RequestError
+from musev.media import write_segment
+from musev.models.bundle import ModelBundle
+from musev.models.control import ControlNet
+from musev.models.tiny import make_tiny_bundle
+
+SIDE = 32
+
+
+@pytest.fixture(scope="module")
+def bundle() -> ModelBundle:
+    torch.set_num_threads(1)
+    return make_tiny_bundle(0)
+
+
+@pytest.fixture(scope="module")
+def net(bundle: ModelBundle) -> ControlNet:
+    return bundle.controlnets["openpose"]
+
+
+def control_map(number: int, side: int = SIDE) -> np.ndarray:
+    return np.random.default_rng(number).integers(0, 255, (side, side, 3), dtype=np.uint8)
+
+
+def grey(number: int, side: int = SIDE) -> np.ndarray:
+    """A plain frame whose brightness is its number: survives H.264."""
+    return np.full((side, side, 3), 10 * number, dtype=np.uint8)
+
+
+def request(**changes: Any) -> ClipRequest:
+    values: dict[str, Any] = {
+        "request_id": "r",
+        "num_frames": 4,
+        "fps": 8.0,
+        "width": SIDE,
+        "height": SIDE,
+        "seed": 0,
+        "profile": "p",
+        "sampling": SamplingConfig(),
+        "control": ("openpose",),
+        **changes,
+    }
+    return ClipRequest(**values)
+
+
+class Reads:
+    """Notes which frames are read."""
+
+    def __init__(self) -> None:
+        self.numbers: list[int] = []
+
+    def __call__(self, number: int) -> np.ndarray:
+        self.numbers.append(number)
+        return control_map(number)
+
+
+def test_a_frame_is_embedded_once_whatever_it_is_asked_for_with(net: ControlNet) -> None:
+    reads = Reads()
+    embedded = EmbeddedFrames(net, reads)
+    windows = [embedded(range(first, first + 4)) for first in (0, 2, 4, 0, 2, 4)]
+    assert reads.numbers == list(range(8))
+    assert torch.equal(windows[0], windows[3])
+    image = torch.from_numpy(control_map(5)).permute(2, 0, 1)[None].float() / 255
+    assert torch.equal(windows[1][3:4], net.embed_condition(image))
+
+
+def test_the_bound_changes_no_value_and_is_kept(net: ControlNet) -> None:
+    free = EmbeddedFrames(net, control_map)
+    reads = Reads()
+    three = 3 * free([0]).nbytes
+    bound = EmbeddedFrames(net, reads, limit_bytes=three)
+    for _ in range(2):
+        for window in ([0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 6, 7]):
+            assert torch.equal(bound(window), free(window))
+    # Frames 0 to 2 stay; the others are kept from one window to the next.
+    assert reads.numbers == [0, 1, 2, 3, 4, 5, 6, 7, 3, 4, 5, 6, 7]
+    assert sum(value.nbytes for value in bound._kept.values()) == three
+
+
+def test_residuals_are_the_networks_for_every_frame_and_half(net: ControlNet) -> None:
+    generator = torch.Generator().manual_seed(0)
+    noisy = torch.randn(2, 4, 3, 8, 8, generator=generator)  # at 1 x 1 norms magnify rounding
+    text = torch.randn(2, 7, 32, generator=generator)
+    frames = [0, 5, 6]
+    read = functools.partial(control_map, side=64)
+    control = ClipControl([net], [EmbeddedFrames(net, read)], lambda _t: [0.5])
+    with torch.inference_mode():
+        found = control.residuals(noisy, 400.0, text, frames)
+        assert found is not None
+        for half in range(2):
+            for place, frame in enumerate(frames):
+                image = torch.from_numpy(read(frame)).permute(2, 0, 1)[None].float() / 255
+                alone = net(
+                    noisy[half : half + 1, :, place],
+                    400.0,
+                    text[half : half + 1],
+                    net.embed_condition(image),
+                    scale=0.5,
+                )
+                row = half * len(frames) + place
+                assert found.mid is not None
+                assert torch.allclose(found.mid[row], alone.mid[0], atol=1e-4)
+                for ours, theirs in zip(found.down, alone.down, strict=True):
+                    assert torch.allclose(ours[row], theirs[0], atol=1e-4)
+
+
+def test_scale_zero_attaches_nothing(net: ControlNet) -> None:
+    control = ClipControl([net], [EmbeddedFrames(net, control_map)], lambda _t: [0.0])
+    noisy, text = torch.zeros(1, 4, 2, 4, 4), torch.zeros(1, 7, 32)
+    assert control.residuals(noisy, 1.0, text, [0, 1]) is None
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One second at 24 frames a second, twice the clip's size and wider."""
+    path = tmp_path_factory.mktemp("control") / "poses.mp4"
+    frames = (np.pad(grey(n, 64), ((0, 0), (16, 16), (0, 0))) for n in range(24))
+    write_segment(path, frames, fps=24)
+    return path
+
+
+@pytest.mark.parametrize(("fps", "shown"), [(24, [0, 1, 2, 23]), (8, [0, 3, 6, 21]), (48, [0, 0])])
+def test_frames_have_the_clips_size_and_rate(video: Path, fps: float, shown: list[int]) -> None:
+    with open_control_frames(request(fps=float(fps)), video) as store:
+        places = [0, 1, 2, 7] if fps == 8 else [0, 1, 2, 23][: len(shown)]
+        for place, number in zip(places, shown, strict=True):
+            frame = store.read(place)
+            assert frame.shape == (SIDE, SIDE, 3)
+            assert abs(int(frame.astype(int).mean()) - 10 * number) <= 2  # black sides are cut off
+
+
+def test_a_video_that_is_too_short_is_named(bundle: ModelBundle, video: Path) -> None:
+    with open_control(bundle, request(), video) as control:
+        assert control is not None
+        noisy, text = torch.zeros(1, 4, 1, 4, 4), torch.zeros(1, 7, 32)
+        with pytest.raises(MediaError, match=r"'r', control video poses.mp4.*9 is needed.* only 8"):
+            control.residuals(noisy, 1.0, text, [9])
+
+
+def test_without_a_video_there_is_no_control(bundle: ModelBundle) -> None:
+    with open_control(bundle, request(control=()), None) as control:
+        assert control is None
+
+
+@pytest.mark.parametrize(
+    ("names", "phrase"),
+    [((), "no ControlNet is named"), (("depth",), r"no ControlNet 'depth'; they hold: openpose\.")],
+)
+def test_a_network_that_is_not_there_is_named(
+    bundle: ModelBundle, video: Path, names: tuple[str, ...], phrase: str
+) -> None:
+    def open_it() -> Iterator[None]:
+        with open_control(bundle, request(control=names), video):
+            yield
+
+    with pytest.raises(RequestError, match=phrase):
+        list(open_it())
