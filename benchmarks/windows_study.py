@@ -1,0 +1,390 @@
+"""Which windows to denoise a long clip in: seams, pose and likeness against work, on drawn people.
+
+    python benchmarks/windows_study.py --rows out/windows.jsonl --clips 24 --seeds 3 --minutes 600
+    python benchmarks/windows_study.py --rows out/windows.jsonl --table
+
+Every clip is drawn, so the truth is known. A model gets its first frame and its poses and makes 96
+frames in each layout. Measurements are appended to ``--rows`` one by one: run the same command
+again to go on, with more clips, seeds or steps.
+
+Axes here: T frame, Y X pixel rows and columns, C channel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SOURCE_SEED = 77
+"""Endless source of the clips: held-out combinations that no network was trained on."""
+SCORES = ("seam_ratio", "pck_0.1", "psnr")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One way to lay windows over a clip."""
+
+    layout: str
+    overlap: int = 4
+    blend: str = "flat"
+    settle_steps: int = 0
+
+    @property
+    def name(self) -> str:
+        """As the table calls it."""
+        if self.layout == "rotating":
+            return f"rotating, {self.settle_steps} settling"
+        return f"{self.layout}, overlap {self.overlap}, {self.blend}"
+
+
+def variants() -> list[Variant]:
+    """The layouts, overlaps and blends that are compared."""
+    fixed = [
+        Variant(layout=layout, overlap=overlap)
+        for layout, overlap in itertools.product(("musev", "upstream"), (0, 2, 4, 6))
+    ]
+    blended = [
+        Variant(layout="musev", overlap=overlap, blend=blend)
+        for overlap, blend in itertools.product((4, 6), ("linear", "pyramid", "gaussian"))
+    ]
+    rotating = [Variant(layout="rotating", settle_steps=steps) for steps in range(5)]
+    return fixed + blended + rotating
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One measurement: what is rendered and how."""
+
+    variant: Variant
+    num_steps: int
+    clip: int
+    seed: int
+
+    @property
+    def key(self) -> tuple[str, int, int, int]:
+        """What tells it from the others."""
+        return self.variant.name, self.num_steps, self.clip, self.seed
+
+
+def points(clips: int, seeds: int, steps: Sequence[int], names: Sequence[str]) -> Iterator[Point]:
+    """All measurements, so ordered that the first ones already compare all variants.
+
+    Args:
+        clips: Number of clips.
+        seeds: Number of seeds of the noise.
+        steps: Numbers of denoising steps.
+        names: Variants to keep; empty for all.
+
+    Yields:
+        Points, clip by clip.
+    """
+    chosen = [v for v in variants() if not names or v.name in names]
+    for clip, num_steps, seed in itertools.product(range(clips), steps, range(seeds)):
+        for variant in chosen:
+            yield Point(variant=variant, num_steps=num_steps, clip=clip, seed=seed)
+
+
+class Study:
+    """Renders points with one bundle.
+
+    Args:
+        profile_name: Whose networks, sizes and sampling.
+        num_frames: Of a clip; the first is given.
+        guidance: Guidance scale of the clip.
+        scratch: Folder for control videos.
+    """
+
+    def __init__(
+        self, profile_name: str, *, num_frames: int, guidance: float, scratch: Path
+    ) -> None:
+        from musev.models.bundle import load_bundle
+        from musev.registry import get_profile
+
+        self._profile = get_profile(profile_name)
+        self._bundle = load_bundle(self._profile.weights)
+        self._num_frames = num_frames
+        self._guidance = guidance
+        self._scratch = scratch
+        self._drawn: tuple[int, Any] = (-1, None)
+
+    def measure(self, point: Point) -> dict[str, Any]:
+        """Render and judge one point.
+
+        Args:
+            point: Which.
+
+        Returns:
+            The point's facts, ``work`` (frames that pass the network for each frame and step),
+            ``seconds``, ``load`` and the scores.
+        """
+        from musev.config import WindowConfig
+        from musev.denoise.clip_plan import ClipPlan
+
+        clip = self._draw(point.clip)
+        windows = WindowConfig(
+            num_frames=self._profile.sampling.windows.num_frames,
+            **dataclasses.asdict(point.variant),
+        )
+        started = time.perf_counter()
+        frames_TYXC = self._render(point, windows)
+        seconds = time.perf_counter() - started
+        generated = self._num_frames - 1
+        plan = ClipPlan(generated, windows, num_steps=point.num_steps)
+        passed = sum(
+            len(plan.task(step, number).frames)
+            for step in range(point.num_steps)
+            for number in range(plan.num_windows(step))
+        )
+        return {
+            "variant": point.variant.name,
+            "num_steps": point.num_steps,
+            "clip": point.clip,
+            "seed": point.seed,
+            "work": passed / (generated * point.num_steps),
+            "seconds": round(seconds, 2),
+            "load": round(os.getloadavg()[0], 1),
+            **self._judge(frames_TYXC, clip, plan, point.num_steps),
+        }
+
+    def _judge(
+        self, frames_TYXC: np.ndarray, clip: Any, plan: Any, num_steps: int
+    ) -> dict[str, float]:
+        """Scores of the generated frames: frame 0 was given and is in no window."""
+        from musev.quality.clip import Expected, score_clip
+
+        last = num_steps - 1
+        numbers = range(plan.num_windows(last))
+        expected = Expected(
+            points_TJ2=clip.points_TJ2[1:],
+            visible_TJ=clip.visible_TJ[1:],
+            truth_TYXC=clip.frames_TYXC[1:],
+            windows=tuple(plan.task(last, number).frames for number in numbers),
+        )
+        scores = score_clip(frames_TYXC[1:], expected, fps=self._profile.fps)
+        return {name: round(float(scores[name]), 4) for name in SCORES}
+
+    def _render(self, point: Point, windows: Any) -> np.ndarray:
+        import torch
+
+        from musev.config import GuidanceConfig
+        from musev.control.clip_control import open_control
+        from musev.models.vae import decode_latents
+        from musev.render import ClipMedia, denoise_request, encode_conditions
+
+        clip = self._draw(point.clip)
+        sampling = dataclasses.replace(
+            self._profile.sampling,
+            windows=windows,
+            num_steps=point.num_steps,
+            guidance=GuidanceConfig(scale=self._guidance),
+        )
+        request = self._request(clip.caption, sampling, point.seed)
+        media = ClipMedia(condition_image=clip.frames_TYXC[:1], video=self._scratch / "control.mp4")
+        with torch.inference_mode(), open_control(self._bundle, request, media.video) as control:
+            conditions = encode_conditions(self._bundle, request, media, control)
+            latents_BCTHW = denoise_request(self._bundle, request, conditions, control)
+            return np.asarray(decode_latents(self._bundle.vae, latents_BCTHW)[0])
+
+    def _request(self, prompt: str, sampling: Any, seed: int) -> Any:
+        from musev.config import ClipRequest
+
+        return ClipRequest(
+            request_id="study",
+            prompt=prompt,
+            video="control.mp4",
+            video_is_control=True,
+            control=tuple(self._bundle.controlnets),
+            num_frames=self._num_frames,
+            fps=self._profile.fps,
+            width=self._profile.width,
+            height=self._profile.height,
+            seed=seed,
+            profile=self._profile.name,
+            sampling=sampling,
+        )
+
+    def _draw(self, number: int) -> Any:
+        """The clip, and its control video in the scratch folder."""
+        from musev.media import write_segment
+        from musev.synthetic.clips import draw_clip
+
+        if self._drawn[0] != number:
+            clip = draw_clip(
+                SOURCE_SEED,
+                number,
+                held_out=True,
+                num_frames=self._num_frames,
+                fps=self._profile.fps,
+                height=self._profile.height,
+                width=self._profile.width,
+            )
+            video = self._scratch / "control.mp4"
+            write_segment(video, clip.control_TYXC, fps=self._profile.fps)
+            self._drawn = (number, clip)
+        return self._drawn[1]
+
+
+def interval(values_by_clip: Sequence[Sequence[float]], *, rounds: int = 2000) -> tuple[float, ...]:
+    """Mean over clips, and its 95 percent interval from resampling whole clips.
+
+    Args:
+        values_by_clip: Values of each clip, one a seed.
+        rounds: Resamplings.
+
+    Returns:
+        ``(mean, low, high)``.
+    """
+    means = np.array([np.mean(values) for values in values_by_clip])
+    rng = np.random.default_rng(0)
+    drawn = means[rng.integers(len(means), size=(rounds, len(means)))].mean(axis=1)
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return float(means.mean()), float(low), float(high)
+
+
+def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Bring measurements together by steps and variant, in the order of :func:`variants`.
+
+    Args:
+        rows: Measurements.
+
+    Returns:
+        A line a group: ``num_steps``, ``variant``, ``work``, ``clips``, ``renders``, and
+        ``(mean, low, high)`` of each score, over the clips that every variant of the same number of
+        steps has in common, so that all are compared on the same clips.
+    """
+    lines = []
+    for num_steps in sorted({row["num_steps"] for row in rows}):
+        of_steps = [row for row in rows if row["num_steps"] == num_steps]
+        names = [v.name for v in variants() if any(row["variant"] == v.name for row in of_steps)]
+        runs = {
+            name: {(r["clip"], r["seed"]) for r in of_steps if r["variant"] == name}
+            for name in names
+        }
+        common = set.intersection(*runs.values())
+        for name in names:
+            own = [
+                row
+                for row in of_steps
+                if row["variant"] == name and (row["clip"], row["seed"]) in common
+            ]
+            if own:
+                lines.append({"num_steps": num_steps, "variant": name, **_line(own)})
+    return lines
+
+
+def _line(own: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    clips = sorted({row["clip"] for row in own})
+    found: dict[str, Any] = {"clips": len(clips), "renders": len(own), "work": own[0]["work"]}
+    for score in SCORES:
+        values = [
+            [row[score] for row in own if row["clip"] == clip and np.isfinite(row[score])]
+            for clip in clips
+        ]
+        known = [each for each in values if each]
+        found[score] = interval(known) if known else (float("nan"),) * 3
+    return found
+
+
+def markdown(lines: Sequence[dict[str, Any]]) -> str:
+    """Write the summary as a Markdown table; intervals are 95 percent."""
+    text = [
+        "| steps | windows | work | seam ratio | PCK@0.1 | PSNR, dB | renders |",
+        "|" + "---|" * 7,
+    ]
+    for line in lines:
+        scores = [
+            f"{line[name][0]:.3f} ({line[name][1]:.3f} to {line[name][2]:.3f})"
+            for name in ("seam_ratio", "pck_0.1")
+        ]
+        mean, low, high = line["psnr"]
+        scores.append(f"{mean:.2f} ({low:.2f} to {high:.2f})")
+        text.append(
+            f"| {line['num_steps']} | {line['variant']} | {line['work']:.2f} | "
+            f"{' | '.join(scores)} | {line['renders']} |"
+        )
+    return "\n".join(text) + "\n"
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read the measurements there are; a line that was cut off by a kill is left out."""
+    rows = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def run(given: argparse.Namespace) -> None:
+    """Measure what is not measured yet, until the time is over.
+
+    Args:
+        given: The command line.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+    rows = read_rows(given.rows)
+    done = {(row["variant"], row["num_steps"], row["clip"], row["seed"]) for row in rows}
+    wanted = list(points(given.clips, given.seeds, given.steps, given.variant))
+    left = [point for point in wanted if point.key not in done]
+    given.rows.parent.mkdir(parents=True, exist_ok=True)
+    until_s = time.monotonic() + given.minutes * 60
+    with tempfile.TemporaryDirectory(prefix="musev-study-") as scratch:
+        study = Study(
+            given.profile,
+            num_frames=given.frames,
+            guidance=given.guidance,
+            scratch=Path(scratch),
+        )
+        for count, point in enumerate(left):
+            if time.monotonic() > until_s:
+                sys.stderr.write(f"time is over; {len(left) - count} renders are left\n")
+                return
+            line = json.dumps(study.measure(point))
+            with given.rows.open("a", encoding="utf-8") as file:
+                file.write("\n" + line)
+            sys.stderr.write(f"{count + 1}/{len(left)} {line}\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, or write the table of what was measured.
+
+    Args:
+        arguments: Command line; None for the process's own.
+    """
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--rows", type=Path, default=Path("out/windows.jsonl"), help="JSON lines; grows"
+    )
+    parser.add_argument("--table", action="store_true", help="print the table of what is there")
+    parser.add_argument("--profile", default="mini")
+    parser.add_argument("--clips", type=int, default=24)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, nargs="+", default=[10])
+    parser.add_argument("--frames", type=int, default=97, help="the first is given")
+    parser.add_argument("--guidance", type=float, default=1.0)
+    parser.add_argument("--variant", action="append", default=[], help="only this; repeatable")
+    parser.add_argument("--minutes", type=float, default=5.0, help="stop after so long")
+    given = parser.parse_args(arguments)
+    if given.table:
+        sys.stdout.write(markdown(summarise(read_rows(given.rows))))
+    else:
+        run(given)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.windows_study import SCORES, interval, main, markdown, summarise, variants
+
+TWO = ("musev, overlap 4, flat", "rotating, 2 settling")
+FEW = ["--frames", "41", "--steps", "3", "--clips", "1", "--seeds", "1", "--profile", "mini"]
+
+
+def line(variant: str, clip: int, seam_ratio: float) -> dict[str, object]:
+    scores = {"seam_ratio": seam_ratio, "pck_0.1": 0.5, "psnr": 20.0 + clip}
+    return {"variant": variant, "num_steps": 10, "clip": clip, "seed": 0, "work": 1.5, **scores}
+
+
+def test_names_tell_variants_apart() -> None:
+    names = [variant.name for variant in variants()]
+    assert len(set(names)) == len(names)
+    assert set(TWO) <= set(names)
+
+
+def test_variants_are_compared_on_the_clips_they_have_in_common() -> None:
+    rows = [line(TWO[0], clip, 1.0 + clip) for clip in range(3)] + [line(TWO[1], 1, 5.0)]
+    found = {each["variant"]: each for each in summarise(rows)}
+    assert {each["clips"] for each in found.values()} == {1}
+    assert found[TWO[0]]["seam_ratio"][0] == 2.0  # clip 1 alone
+    assert "| 10 | rotating, 2 settling | 1.50 | 5.000 (5.000 to 5.000) |" in markdown(
+        list(found.values())
+    )
+
+
+def test_the_interval_is_over_clips_not_over_seeds() -> None:
+    mean, low, high = interval([[1.0, 1.0, 1.0], [3.0, 3.0, 3.0]])
+    assert (mean, low, high) == (2.0, 1.0, 3.0)
+    assert interval([[2.0, 4.0]] * 5) == (3.0, 3.0, 3.0)
+
+
+@pytest.mark.slow
+def test_a_study_goes_on_where_it_was_broken_off(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Real renders of two variants: rotation does less work for the same clip."""
+    rows = tmp_path / "rows.jsonl"
+    main(["--rows", str(rows), "--variant", TWO[0], *FEW])
+    first = rows.read_text()
+    rows.write_text(first + "\n{half a li")  # as a kill would leave it
+    main(["--rows", str(rows), "--variant", TWO[0], "--variant", TWO[1], *FEW])
+    assert rows.read_text().startswith(first)
+    found = [json.loads(text) for text in rows.read_text().splitlines() if text.endswith("}")]
+    assert [row["variant"] for row in found] == list(TWO)
+    assert found[1]["work"] < found[0]["work"]
+    assert all(name in row for row in found for name in SCORES)
+    main(["--rows", str(rows), "--table"])
+    assert "| 3 | musev, overlap 4, flat |" in capsys.readouterr().out
