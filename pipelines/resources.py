@@ -5,6 +5,7 @@ Nothing here imports Ray at the top, so a dry run stays light.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import threading
@@ -94,6 +95,38 @@ def render_args(shape: ClusterShape, num_workers: int) -> dict[str, Any]:
         return {**args, "num_gpus": 1}
     share = (shape.num_cpus - _STAGE_CPUS) / num_workers
     return {**args, "num_cpus": max(0.01, int(min(1.0, share) * 100) / 100)}
+
+
+def plan_shard_workers(shape: ClusterShape, asked: int | None, *, networks: bool) -> int:
+    """Decide how many workers make the shards of a dataset.
+
+    Args:
+        shape: Of the cluster.
+        asked: What the user asked for; None for one a GPU where networks take part and there are
+            GPUs, else one a CPU.
+        networks: Whether a worker holds networks.
+
+    Returns:
+        Number of workers, at least 1.
+    """
+    if networks and shape.device == "cuda":
+        return plan_workers(shape, asked)
+    without_gpus = dataclasses.replace(shape, num_gpus=0)
+    return plan_workers(without_gpus, max(1, int(shape.num_cpus)) if asked is None else asked)
+
+
+def shard_args(shape: ClusterShape, num_workers: int, *, networks: bool) -> dict[str, Any]:
+    """Arguments of the stage that makes shards: as of the render stage; a GPU only for networks.
+
+    Args:
+        shape: Of the cluster.
+        num_workers: From :func:`plan_shard_workers`.
+        networks: Whether a worker holds networks.
+
+    Returns:
+        Keyword arguments for ``Dataset.map`` (the compute strategy as ``actor_pool_size``).
+    """
+    return render_args(shape if networks else dataclasses.replace(shape, num_gpus=0), num_workers)
 
 
 def apply_stage(dataset: Any, stage: Any, args: dict[str, Any], **constructor: Any) -> Any:

@@ -15,8 +15,10 @@ from pipelines.resources import (
     apply_stage,
     keep_sigterm_handler,
     load_inputs_args,
+    plan_shard_workers,
     plan_workers,
     render_args,
+    shard_args,
 )
 
 LAPTOP = ClusterShape(num_cpus=2, num_gpus=0)
@@ -48,6 +50,20 @@ def test_workers_follow_gpus_unless_asked(
 def test_impossible_worker_counts_are_refused_instead_of_waiting(asked: int, phrase: str) -> None:
     with pytest.raises(ConfigError, match=phrase):
         plan_workers(GPU_BOX, asked)
+
+
+@pytest.mark.parametrize(
+    ("shape", "networks", "workers"),
+    [(LAPTOP, False, 2), (LAPTOP, True, 2), (GPU_BOX, False, 64), (GPU_BOX, True, 8)],
+)
+def test_shards_are_made_on_all_cpus_or_all_gpus(
+    shape: ClusterShape, networks: bool, workers: int
+) -> None:
+    assert plan_shard_workers(shape, None, networks=networks) == workers
+    assert plan_shard_workers(shape, 3, networks=networks) == 3
+    args = shard_args(shape, workers, networks=networks)
+    assert args.get("num_gpus", 0) == (1 if networks and shape is GPU_BOX else 0)
+    assert args.get("num_cpus", 0) * workers < shape.num_cpus
 
 
 def test_only_the_render_stage_asks_for_gpus_and_only_where_there_are_some() -> None:

@@ -1,0 +1,215 @@
+"""Stage: make one shard of a dataset and commit it (one row a shard; networks held for life)."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from musev.config import Profile
+from musev.errors import ConfigError, MusevError, StorageError
+from musev.training.shard_files import (
+    LATENTS,
+    DatasetClip,
+    clip_files,
+    write_tar,
+)
+from pipelines.clip_sources import drawn_clip, real_clip
+from pipelines.clip_table import ClipFailure, ClipRow
+from pipelines.dataset_card import describe_shard
+from pipelines.dataset_plan import DatasetConfig, Shard, shard_from_json
+from pipelines.ledger import Ledger
+from pipelines.media_cache import MediaCache
+from pipelines.outcomes import COMMITTED, QUARANTINED, Row
+from pipelines.progress import Pulse
+from pipelines.resources import MAX_ATTEMPTS
+from pipelines.storage import digest_stream
+
+STAGE = "make_shard"
+
+logger = logging.getLogger(__name__)
+
+Encode = Callable[[DatasetClip], bytes]
+LoadEncoder = Callable[[Profile, str], tuple[Encode, str]]
+"""Loads a profile's networks; returns what precomputes a clip's file, and the encoder's mark."""
+
+
+def load_encoder(profile: Profile, device: str) -> tuple[Encode, str]:
+    """Load the networks that precompute latents and text embeddings.
+
+    One thread on the CPU, so that sums come out in one order on every machine.
+
+    Args:
+        profile: Names the weights.
+        device: ``cpu`` or ``cuda``.
+
+    Returns:
+        Clip to the bytes of its latents file, and the mark of the VAE's encoder.
+    """
+    import torch  # on the worker, never on the driver
+
+    from musev.models.bundle import load_bundle
+    from musev.models.vae import scale_factor
+    from musev.training.latents import mark_of
+    from musev.training.shard_clips import latents_file
+
+    if device == "cpu":
+        torch.set_num_threads(1)
+    bundle = load_bundle(profile.weights, device=device, precision=profile.precision)
+    factor = scale_factor(bundle.vae)
+
+    def encode(clip: DatasetClip) -> bytes:
+        height, width = clip.frames_TYXC.shape[1:3]
+        if height % factor or width % factor:
+            raise ConfigError(
+                f"the VAE needs width and height in multiples of {factor}, got {width} x {height}"
+            )
+        return latents_file(bundle, clip)
+
+    return encode, mark_of(bundle.vae)
+
+
+class MakeShard:
+    """Make shards and commit them.
+
+    Reads ``shard`` (JSON of a :class:`Shard`); leaves ``name``, ``status``, ``num_clips`` and
+    ``num_failed``. A clip that cannot be made is a failure in the shard's record and costs no other
+    clip. An attempt is counted in storage before work begins, so a shard that takes its worker down
+    again and again is given up and the others go on.
+
+    Args:
+        config: Of the dataset.
+        seed: Of drawn clips; None for rows of a table.
+        ledger: Where shards go and attempts are counted.
+        cache: Fetches media.
+        pulse: Told that work goes on.
+        profile: Networks that precompute; None: nothing is.
+        device: Where they run.
+        load_networks: Loads them; called once.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: DatasetConfig,
+        seed: int | None,
+        ledger: Ledger,
+        cache: MediaCache,
+        pulse: Pulse,
+        profile: Profile | None = None,
+        device: str = "cpu",
+        load_networks: LoadEncoder = load_encoder,
+    ) -> None:
+        self._config, self._seed = config, seed
+        self._ledger, self._cache, self._pulse = ledger, cache, pulse
+        self._encode: Encode | None = None
+        self._mark: str | None = None
+        if profile is not None:
+            self._encode, self._mark = load_networks(profile, device)
+
+    def __call__(self, row: Row) -> Row:
+        """Bring one shard to its end."""
+        shard = shard_from_json(row["shard"])
+        attempt_id, number = self._ledger.begin_attempt(shard.name)
+        if number > MAX_ATTEMPTS:
+            self._ledger.fail(shard.name, _quarantined(shard, number - 1))
+            return _outcome(shard, QUARANTINED, 0, shard.num_clips)
+        folder = Path(tempfile.mkdtemp(prefix="musev-shard-"))
+        try:
+            target = folder / "shard.tar"
+            failed = self._make(shard, target)
+            with target.open("rb") as made:
+                digest, _ = digest_stream(made)
+            record = {
+                "shard": asdict(shard) | {"rows": None},
+                "clips": describe_shard(shard.path, target),
+                "clips_of": digest,
+                "failed": [asdict(failure) for failure in failed],
+                "vae_mark": self._mark,
+            }
+            done = self._ledger.commit(shard.name, attempt_id, target, record, target=shard.path)
+        except StorageError:
+            self._ledger.release_attempt(shard.name, attempt_id)
+            raise
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        return _outcome(shard, COMMITTED, len(done.record["clips"]), len(done.record["failed"]))
+
+    def _make(self, shard: Shard, target: Path) -> list[ClipFailure]:
+        """Write the tar file; returns the clips that could not be made."""
+        failed: list[ClipFailure] = []
+
+        def samples() -> Iterator[tuple[str, Mapping[str, bytes]]]:
+            for done, (row, make) in enumerate(self._clips(shard)):
+                self._pulse.row(shard.name, STAGE, done, shard.num_clips)
+                try:
+                    clip = make()
+                    extra = {} if self._encode is None else {LATENTS: self._encode(clip)}
+                    files = clip_files(clip, self._config.encoder, extra)
+                except ConfigError:
+                    raise  # would fail every clip
+                except Exception as error:
+                    if row is None:
+                        raise  # a drawn clip has no input that could be bad
+                    failed.append(_failure(row, error))
+                    continue
+                yield clip.key, files
+
+        with target.open("wb") as sink:
+            write_tar(sink, samples())
+        return failed
+
+    def _clips(self, shard: Shard) -> Iterator[tuple[ClipRow | None, Callable[[], DatasetClip]]]:
+        if shard.rows is None:
+            assert self._seed is not None
+            for index in range(shard.first, shard.end):
+                yield None, lambda index=index: drawn_clip(self._seed, index, self._config)
+            return
+        for row in shard.rows:
+            yield row, lambda row=row: real_clip(row, self._config, self._cache)
+
+
+def _failure(row: ClipRow, error: Exception) -> ClipFailure:
+    expected = isinstance(error, MusevError)
+    if not expected:
+        logger.error("row %d (%s): unexpected error", row.row + 1, row.clip_id, exc_info=error)
+    more = "" if expected else " Look at this file in a player, and report it if it plays."
+    return ClipFailure(
+        row=row.row,
+        clip_id=row.clip_id,
+        column=getattr(error, "column", ""),
+        value=getattr(error, "value", ""),
+        error_class=type(error).__name__,
+        stage=STAGE,
+        message=f"{error}{more}",
+    )
+
+
+def _quarantined(shard: Shard, attempts: int) -> dict[str, Any]:
+    return {
+        "status": QUARANTINED,
+        "error_class": "WorkerLostError",
+        "error_stage": STAGE,
+        "error_message": (
+            f"the worker died {attempts} times while it made clips {shard.first} to "
+            f"{shard.end - 1} (out of memory, a crash of a library, or its machine). Look at the "
+            "worker's log, take the row out that it stopped at or use smaller shards, then run "
+            "again with --retry-failed."
+        ),
+        "attempts": attempts,
+        "shard": asdict(shard) | {"rows": None},
+        "rows": [] if shard.rows is None else [[row.row, row.clip_id] for row in shard.rows],
+    }
+
+
+def _outcome(shard: Shard, status: str, num_clips: int, num_failed: int) -> Row:
+    return {
+        "name": shard.name,
+        "status": status,
+        "num_clips": num_clips,
+        "num_failed": num_failed,
+    }
