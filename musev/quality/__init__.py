@@ -1,0 +1,1 @@
+"""Judges of video that know nothing of the model judged: numbers with range and meaning."""
