@@ -11,6 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 PANEL_WIDTH, PANEL_HEIGHT, MARGIN = 420, 240, 44
 HIDDEN = ("step", "learning_rate")
 _SMOOTHING = 0.85
+_FEW = 30
+"""Evaluations are few and exact: a panel of so few values is not smoothed."""
 _INK, _PALE, _LINE, _GRID = (30, 30, 30), (190, 205, 225), (30, 90, 170), (225, 225, 225)
 
 
@@ -67,7 +69,7 @@ def _draw_panel(
     left, top = corner[0] + MARGIN, corner[1] + MARGIN // 2
     right, bottom = corner[0] + PANEL_WIDTH - 14, corner[1] + PANEL_HEIGHT - MARGIN // 2
     steps, values = [p[0] for p in points], [p[1] for p in points]
-    smoothed = smooth(values)
+    smoothed = smooth(values) if len(values) > _FEW else values
     # The very first values would squeeze all others: the scale fits what comes after.
     shown = (values[len(values) // 50 :] or values) + smoothed[len(values) // 50 :]
     low, high = min(shown), max(shown)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from musev.training.curves import PANEL_HEIGHT, PANEL_WIDTH, draw_curves, smooth
+from musev.training.curves import MARGIN, PANEL_HEIGHT, PANEL_WIDTH, draw_curves, smooth
 
 
 def _pixels(history: list[dict[str, float]]) -> np.ndarray:
@@ -41,6 +41,13 @@ def test_every_metric_has_a_panel_and_gaps_are_no_matter() -> None:
 @pytest.mark.parametrize("history", [[], [{"step": 1, "loss": 0.0}], [{"step": 1}]])
 def test_short_histories_are_pictures_too(history: list[dict[str, float]]) -> None:
     assert _pixels(history).ndim == 3
+
+
+def test_few_values_are_shown_as_they_are() -> None:
+    """A step from 0 to 1 among few values is a step, not a slow rise."""
+    picture = _pixels([{"step": n, "psnr": float(n >= 10)} for n in range(20)])
+    left, right = _line_rows(picture)
+    assert left - right > 0.75 * (PANEL_HEIGHT - 2 * MARGIN // 2)
 
 
 def test_smoothing_keeps_constants_and_starts_unbiased() -> None:
