@@ -44,6 +44,18 @@ def text_to_video(context: typer.Context) -> None:
     raise typer.Exit(job.main(context.args))
 
 
+@app.command(
+    "make-dataset",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def make_dataset(context: typer.Context) -> None:
+    """Make a dataset of drawn or real clips, as python -m jobs.make_dataset does."""
+    from jobs import make_dataset as job
+
+    raise typer.Exit(job.main(context.args))
+
+
 @app.command("manifest")
 def manifest(
     source: Annotated[str, typer.Argument(help="Manifest to read; path or URL.", metavar="SRC")],

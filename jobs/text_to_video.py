@@ -8,15 +8,11 @@ Run the same command again after any interruption: committed rows are never rend
 from __future__ import annotations
 
 import dataclasses
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import FrameType
-from typing import Annotated, TextIO
+from typing import Annotated
 
 import typer
 
@@ -32,6 +28,7 @@ from jobs._cli import (
     errors_as_status,
     load_settings,
 )
+from jobs._console import INTERRUPTED, Teller, disconnect, terminate_as_interrupt
 from musev.config import ClipRequest, to_plain
 from musev.errors import ManifestError
 from musev.weights import digest_weights
@@ -51,7 +48,6 @@ from pipelines.text_to_video import (
     run_text_to_video,
 )
 
-INTERRUPTED = 130
 _SHOWN_FAILURES = 20
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -156,11 +152,11 @@ def _show_plan(job: Job) -> int:
 
 def _run(job: Job, workers: int | None) -> int:
     started = time.monotonic()
-    teller = _Teller(sys.stderr)
+    teller = Teller(sys.stderr)
     ledger = job.graph.ledger
     ended = "broken off"
     try:
-        with _terminate_as_interrupt():
+        with terminate_as_interrupt():
             records, summary = _render(job, workers, teller, started)
             ended = "finished"
     except KeyboardInterrupt:
@@ -168,7 +164,7 @@ def _run(job: Job, workers: int | None) -> int:
         teller.say("interrupted; committed rows stay, run the same command again to go on")
         return INTERRUPTED
     finally:
-        _disconnect()
+        disconnect()
         ledger.end_run(ended)
     for line in _summary_lines(job, records, summary, time.monotonic() - started):
         typer.echo(line)
@@ -176,7 +172,7 @@ def _run(job: Job, workers: int | None) -> int:
 
 
 def _render(
-    job: Job, workers: int | None, teller: _Teller, started: float
+    job: Job, workers: int | None, teller: Teller, started: float
 ) -> tuple[list[Record], Summary]:
     ledger = job.graph.ledger
     teller.say(f"run {ledger.run_id}: {len(job.requests)} requests; starting Ray")
@@ -202,7 +198,7 @@ def _render(
     return records, summary
 
 
-def _follow(plan: RunPlan, num_workers: int, teller: _Teller) -> OnTick:
+def _follow(plan: RunPlan, num_workers: int, teller: Teller) -> OnTick:
     """Tell the plan, and return what tells the progress."""
     for line in plan.lines():
         teller.say(line)
@@ -223,61 +219,6 @@ def _follow(plan: RunPlan, num_workers: int, teller: _Teller) -> OnTick:
             teller.progress(meter.measure(tally.outcomes, view).line(), last=last)
 
     return on_tick
-
-
-class _Teller:
-    """Writes lines for a person; on a terminal the progress line stays in place."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._in_place = stream.isatty()
-        self._every_s = 1.0 if self._in_place else 10.0
-        self._told_at = float("-inf")
-        self._last_line = ""
-
-    def say(self, line: str) -> None:
-        """Write a line of its own."""
-        erase = "\r\x1b[2K" if self._in_place else ""
-        self._stream.write(f"{erase}{line}\n")
-        self._stream.flush()
-
-    def wants_progress(self, *, last: bool) -> bool:
-        """Whether the progress line was told long enough ago."""
-        return last or time.monotonic() - self._told_at >= self._every_s
-
-    def progress(self, line: str, *, last: bool) -> None:
-        """Write the progress line, unless it says nothing new."""
-        self._told_at = time.monotonic()
-        if line == self._last_line:
-            return
-        self._last_line = line
-        if self._in_place and not last:
-            self._stream.write(f"\r\x1b[2K{line}")
-            self._stream.flush()
-        else:
-            self.say(line)
-
-
-@contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """Treat SIGTERM (``ray job stop``) like Ctrl-C, so that the run ends in order."""
-
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals belong to the main thread
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _disconnect() -> None:
-    if (ray := sys.modules.get("ray")) is not None:
-        ray.shutdown()
 
 
 def _summary_lines(

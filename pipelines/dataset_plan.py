@@ -20,7 +20,7 @@ from musev.training.shard_files import FORMAT
 from pipelines.clip_table import ClipRow, ClipTable, parse_names
 from pipelines.rows import canonical_json
 
-DRAWN_LICENCE = "CC0-1.0"
+DRAWN_LICENCE = "MIT"
 UNKNOWN_LICENCE = "unknown: that of the source videos"
 MAX_SIDE_PX = 4096
 
@@ -38,7 +38,7 @@ class DatasetConfig:
     held_out: bool = False
     """Draw only combinations of clothes, scene and action that training data never shows."""
     licence: str = ""
-    """Of the whole; empty: CC0 for drawn clips, unknown for real ones."""
+    """Of the whole; empty: MIT for drawn clips, as this code, unknown for real ones."""
     columns: str = ""
     """Names of a table's columns, ``video=contentUrl,caption=name``."""
     encoder: EncoderConfig = field(default_factory=lambda: EncoderConfig(preset="veryfast"))

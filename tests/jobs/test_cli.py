@@ -37,22 +37,26 @@ def test_help_and_import_cost_neither_torch_nor_ray() -> None:
 
 
 def test_help_needs_no_job_module(monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "jobs.text_to_video", None)
+    for name in ("text_to_video", "make_dataset"):
+        monkeypatch.setitem(sys.modules, f"jobs.{name}", None)
     result = musev("--help")
     assert result.exit_code == 0
     assert "text-to-video" in result.output
+    assert "make-dataset" in result.output
     assert "manifest" in result.output
 
 
-def test_text_to_video_hands_its_arguments_on(monkeypatch) -> None:
+@pytest.mark.parametrize("command", ["text-to-video", "make-dataset"])
+def test_a_job_gets_its_arguments_as_they_are(monkeypatch, command: str) -> None:
     import types
 
+    name = f"jobs.{command.replace('-', '_')}"
     seen: list[list[str]] = []
-    job = types.ModuleType("jobs.text_to_video")
+    job = types.ModuleType(name)
     job.main = lambda argv: seen.append(argv) or 3
-    monkeypatch.setitem(sys.modules, "jobs.text_to_video", job)
-    monkeypatch.setattr("jobs.text_to_video", job, raising=False)
-    result = musev("text-to-video", "--manifest", "m.csv", "--help", "--dry-run")
+    monkeypatch.setitem(sys.modules, name, job)
+    monkeypatch.setattr(name, job, raising=False)
+    result = musev(command, "--manifest", "m.csv", "--help", "--dry-run")
     assert result.exit_code == 3
     assert seen == [["--manifest", "m.csv", "--help", "--dry-run"]]
 

@@ -89,9 +89,9 @@ def test_the_card_counts_what_is_there() -> None:
 
 def test_licences(tmp_path: Path) -> None:
     table = of_table(write_table(tmp_path, 1))
-    assert card_of(drawn(1), state())["licence"] == "CC0-1.0"
+    assert card_of(drawn(1), state())["licence"] == "MIT"
     assert card_of(table, state())["licence"].startswith("unknown")
-    assert card_of(table, state(), DatasetConfig(licence="MIT"))["licence"] == "MIT"
+    assert card_of(table, state(), DatasetConfig(licence="CC-BY-4.0"))["licence"] == "CC-BY-4.0"
 
 
 def test_the_page_says_the_same_and_names_failures(tmp_path: Path) -> None:
