@@ -35,7 +35,7 @@ from musev.weights import digest_weights
 from pipelines.ledger import RESULTS, Ledger, Record
 from pipelines.manifest import read_manifest, resolve_rows
 from pipelines.media_cache import MediaCache
-from pipelines.plan import RunPlan, plan_run
+from pipelines.plan import RunPlan, measured_requests, plan_run
 from pipelines.progress import BoardView, Meter, describe_seconds
 from pipelines.report import CONTACT_SHEET, REPORT, Summary, write_report
 from pipelines.resources import connect, measure_cluster, plan_workers
@@ -134,10 +134,11 @@ def _prepare(
 def _show_plan(job: Job) -> int:
     """Print the plan; nothing is written, and neither Ray nor torch is started."""
     ledger = job.graph.ledger
+    checked = check_inputs_here(job.graph, job.requests)
     plan = plan_run(
-        job.requests,
+        measured_requests(job.requests, checked),
         job.refused,
-        check_inputs_here(job.graph, job.requests),
+        checked,
         committed=ledger.committed_ids(),
         failed=ledger.failures(),
         retry_failed=job.retry_failed,

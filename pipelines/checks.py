@@ -96,6 +96,10 @@ def check_value(column: Column, value: Any) -> Any:
         _check_text(column, value)
     elif isinstance(value, (int, float)):
         _check_range(column, value)
+    elif isinstance(value, list):
+        for item in value:
+            if isinstance(item, float):
+                _check_range(column, item)
     return value
 
 

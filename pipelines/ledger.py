@@ -8,6 +8,7 @@ Layout below the output URL (DESIGN.md section 6):
     work/<id>/attempts/<n>.json  every start of work on a row
     work/<id>/<attempt>/...      segments and checkpoints; removed once the row is settled
     work/runs/<run>.json         runs that ended in order
+    metrics/<id>.json            scores of a committed video, if somebody judged it
     results.parquet, run.json, report.html
 
 Decisions, and why:
@@ -49,6 +50,7 @@ import pyarrow.parquet as pq
 
 from musev.errors import StorageError
 from pipelines.rows import MANIFEST_COLUMNS, canonical_json, results_table
+from pipelines.scores import read_scores, with_metrics
 from pipelines.storage import TEMPORARY, Store, digest_stream
 
 logger = logging.getLogger(__name__)
@@ -81,6 +83,10 @@ class CommitOutcome:
     record: Record
 
 
+def _asks_nothing(value: Any) -> bool:
+    return value is None or value is False or value in ((), [])
+
+
 def sample_id(
     request: Mapping[str, Any],
     media_digests: Mapping[str, str],
@@ -93,8 +99,9 @@ def sample_id(
     """Name a video by everything that decides its bytes, and by nothing else.
 
     The request counts without ``request_id`` (two rows may ask for the same video), without
-    ``extra`` and without the addresses of its media, whose digests count instead. Worker count,
-    retries and machine are not part of it. ``4`` and ``4.0`` are the same number here: CSV and
+    ``extra`` and without the addresses of its media, whose digests count instead; and without what
+    it does not ask for, so that a column which is new renames no video. Worker count, retries and
+    machine are not part of it. ``4`` and ``4.0`` are the same number here: CSV and
     Parquet manifests must give the same name.
 
     Args:
@@ -113,7 +120,11 @@ def sample_id(
     assert given <= set(media_digests), f"media without a digest: {given - set(media_digests)}"
     left_out = media | {"request_id", "extra"}
     decides = {
-        "request": {name: value for name, value in request.items() if name not in left_out},
+        "request": {
+            name: value
+            for name, value in request.items()
+            if name not in left_out and not _asks_nothing(value)
+        },
         "media": dict(media_digests),
         "models": dict(model_digests),
         "encoder": dict(encoder),
@@ -385,7 +396,7 @@ class Ledger:
         requests: Iterable[tuple[str, str, Mapping[str, Any]]],
         extra_rows: Iterable[Mapping[str, Any]] = (),
     ) -> list[Record]:
-        """Build ``results.parquet`` from commits and failures only, and put it in one piece.
+        """Build ``results.parquet`` from commits, failures and scores, and put it in one piece.
 
         Args:
             requests: Request id, sample id and columns of its own, of every request; several may
@@ -407,7 +418,7 @@ class Ledger:
             rows.append(row)
         rows += [dict(row) for row in extra_rows]
         sink = io.BytesIO()
-        pq.write_table(results_table(rows), sink)
+        pq.write_table(with_metrics(results_table(rows), read_scores(self.store)), sink)
         self.store.put(RESULTS, sink.getvalue())
         return rows
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import posixpath
 import shutil
 import tempfile
 import time
@@ -23,8 +24,11 @@ import fsspec
 from musev.errors import MediaError
 
 MAX_FILE_BYTES = 256 * 2**20
-"""A single file above this is refused before it is fetched."""
+"""A single file above this is refused before it is fetched whole."""
+MAX_VIDEO_BYTES = 16 * 2**30
+"""The same for a file that is kept on disk and never whole in memory."""
 
+_PIECE_BYTES = 1 << 20
 _KEEP_NOTES_S = 30 * 86400.0  # longer than any run: what its URIs held
 
 
@@ -59,11 +63,7 @@ class MediaCache:
         Returns:
             Digest (``sha256:...``) and content.
         """
-        notes = self._root / "uris" / self.run_id
-        if not notes.exists():
-            _forget_old_runs(notes.parent)
-        note = notes / hashlib.sha256(uri.encode()).hexdigest()
-        with _locked(note):
+        with self._note_of(uri) as note:
             if note.exists():
                 digest = note.read_text()
                 with suppress(FileNotFoundError):
@@ -73,6 +73,39 @@ class MediaCache:
             self._store(digest, content)
             _write_whole(note, digest.encode())
         return digest, content
+
+    @contextmanager
+    def open_file(self, uri: str, digest: str = "") -> Iterator[tuple[str, Path]]:
+        """Keep a file on this machine's disk while the body works with it; for videos.
+
+        Args:
+            uri: An absolute fsspec URI or path.
+            digest: What it must hold; empty for whatever it holds.
+
+        Yields:
+            Its digest, and a path that exists until the body ends, whatever else is fetched.
+
+        Raises:
+            MediaError: If it cannot be read, or holds something else by now.
+        """
+        in_use = self._root / "in_use"
+        _forget_dead_users(in_use)
+        in_use.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=in_use, prefix=f"{os.getpid()}-"))
+        link = folder / (posixpath.basename(uri)[-100:] or "file")
+        try:
+            if not digest or not self._link(digest, link):
+                with self._note_of(uri) as note:
+                    found = note.read_text() if note.exists() else ""
+                    if not found or not self._link(found, link):
+                        found = self._download_file(uri, link)
+                        _write_whole(note, found.encode())
+                if digest and found != digest:
+                    raise MediaError(_changed(uri, digest, found))
+                digest = found
+            yield digest, link
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def read(self, uri: str, digest: str) -> bytes:
         """Read a file whose digest is known; fetch it again where this machine has no copy.
@@ -91,10 +124,7 @@ class MediaCache:
             return self._read(digest)
         found, content = self.fetch(uri)
         if found != digest:
-            raise MediaError(
-                f"{uri} changed while the job was running: it was {digest} when the row was "
-                f"checked and is {found} now. Run the job again to render the new content."
-            )
+            raise MediaError(_changed(uri, digest, found))
         return content
 
     @property
@@ -112,16 +142,56 @@ class MediaCache:
             os.utime(path)  # used just now
         return content
 
+    @contextmanager
+    def _note_of(self, uri: str) -> Iterator[Path]:
+        """Where it is noted what a URI held in this run, locked."""
+        notes = self._root / "uris" / self.run_id
+        if not notes.exists():
+            _forget_old_runs(notes.parent)
+        note = notes / hashlib.sha256(uri.encode()).hexdigest()
+        with _locked(note):
+            yield note
+
+    def _link(self, digest: str, link: Path) -> bool:
+        path = self._path(digest)
+        with suppress(FileNotFoundError):
+            _link_or_copy(path, link)
+            os.utime(path)  # used just now
+            return True
+        return False
+
     def _download(self, uri: str) -> bytes:
+        with self._storage_file(uri, MAX_FILE_BYTES) as (filesystem, path, _):
+            return filesystem.cat_file(path)
+
+    def _download_file(self, uri: str, target: Path) -> str:
+        """Copy a file into the folder in pieces, and to ``target`` as a hard link."""
+        total = hashlib.sha256()
+        with self._storage_file(uri, MAX_VIDEO_BYTES) as (filesystem, path, size):
+            self._make_room(size or 0)
+            with filesystem.open(path, "rb") as source, target.open("wb") as copy:
+                while piece := source.read(_PIECE_BYTES):
+                    total.update(piece)
+                    copy.write(piece)
+        digest = f"sha256:{total.hexdigest()}"
+        kept = self._path(digest)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            _link_or_copy(target, kept)
+        return digest
+
+    @contextmanager
+    def _storage_file(self, uri: str, limit: int) -> Iterator[tuple[Any, str, int | None]]:
+        """Yield file system, path and size; every error becomes a MediaError."""
         try:
             filesystem, path = fsspec.core.url_to_fs(uri, **self.storage_options)
             size = filesystem.size(path)
-            if size is not None and size > MAX_FILE_BYTES:
+            if size is not None and size > limit:
                 raise MediaError(
-                    f"{uri} has {size / 2**20:.0f} MiB; a file may have "
-                    f"{MAX_FILE_BYTES / 2**20:.0f}. Give a smaller file."
+                    f"{uri} has {size / 2**20:.0f} MiB; a file may have {limit / 2**20:.0f}. "
+                    "Give a smaller file."
                 )
-            return filesystem.cat_file(path)
+            yield filesystem, path, size
         except MediaError:
             raise
         except FileNotFoundError:
@@ -160,6 +230,32 @@ class MediaCache:
             with suppress(FileNotFoundError):
                 path.unlink()
             excess -= size
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except (FileNotFoundError, FileExistsError):
+        raise
+    except OSError:  # not every file system has hard links
+        shutil.copyfile(source, target)
+
+
+def _changed(uri: str, before: str, now: str) -> str:
+    return (
+        f"{uri} changed while the job was running: it was {before} when the row was checked and is "
+        f"{now} now. Run the job again to render the new content."
+    )
+
+
+def _forget_dead_users(in_use: Path) -> None:
+    """Remove what killed processes of this machine left behind."""
+    for folder in in_use.glob("*-*"):
+        with suppress(ValueError, OSError):
+            try:
+                os.kill(int(folder.name.partition("-")[0]), 0)
+            except ProcessLookupError:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _forget_old_runs(folder: Path) -> None:

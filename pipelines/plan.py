@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from musev.config import ClipRequest, WindowConfig
 from pipelines.outcomes import FAILED, Row
-from pipelines.rows import RowFailure
+from pipelines.rows import RowFailure, request_from_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +78,23 @@ class RunPlan:
         for name, stage, kind, message in self.problems:
             lines.append(f"bad row {name}: {kind} in {stage}: {message}")
         return lines
+
+
+def measured_requests(requests: Sequence[ClipRequest], checked: Sequence[Row]) -> list[ClipRequest]:
+    """Take over what the check found out: lengths that a video decides.
+
+    Args:
+        requests: Resolved requests, in manifest order.
+        checked: One row a request from the input stage, in any order.
+
+    Returns:
+        The requests in the same order; those whose video could not be read are as they were.
+    """
+    found = list(requests)
+    for row in checked:
+        if found[row["row"]].num_frames == 0:
+            found[row["row"]] = request_from_json(row["request"])
+    return found
 
 
 def plan_run(

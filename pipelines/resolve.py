@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from PIL import Image
 from musev.config import ClipRequest, Profile, SamplingConfig
 from musev.errors import ConfigError, MediaError, MusevError, RequestError
 from musev.registry import get_profile
+from musev.weights import controlnet_names
 from pipelines.checks import check_value, media_uri, nearest_hint, shorten
 from pipelines.rows import MANIFEST_COLUMNS, WHOLE_ROW, BadCell, RowFailure
 
@@ -66,7 +67,8 @@ def resolve_rows(
     Null takes the profile's value. ``seed`` is derived from ``request_id`` (:func:`seed_for`). With
     ``img_length_ratio`` a missing width or height is the condition image's (the profile's without
     one), both are multiplied by the ratio and rounded down to the profile's size multiple
-    (ALGORITHM.md 5.1); without it sizes are taken as they are.
+    (ALGORITHM.md 5.1); without it sizes are taken as they are. With a ``video`` and no
+    ``num_frames`` the length is left at 0: the video has it, and is measured where it is fetched.
 
     Args:
         raw_rows: Rows of :func:`read_manifest`.
@@ -120,7 +122,8 @@ class _Resolver:
             condition_image=given.get("condition_image"),
             reference_image=given.get("reference_image"),
             ip_adapter_image=given.get("ip_adapter_image"),
-            num_frames=given.get("num_frames", profile.num_frames),
+            **self._control(given),
+            num_frames=given.get("num_frames", 0 if "video" in given else profile.num_frames),
             fps=given.get("fps", float(profile.fps)),
             width=width,
             height=height,
@@ -187,6 +190,74 @@ class _Resolver:
                 "must be at least 2 with a condition_image, which is frame 0 itself. "
                 "Ask for 2 frames or more.",
             )
+
+    def _control(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        names, scales = given.get("control") or [], given.get("control_scale") or []
+        if "video" not in given:
+            asked = {
+                "video_is_control": given.get("video_is_control"),
+                "control": names,
+                "control_scale": scales if scales != [1.0] else (),
+            }
+            if column := next((name for name, value in asked.items() if value), None):
+                raise _bad(
+                    column,
+                    "needs a video, and the row has none. Give a video whose frames are control "
+                    "maps, or leave this null.",
+                )
+            return {}
+        if not given.get("video_is_control"):
+            raise _bad(
+                "video",
+                "finding poses in a driving video is not supported yet, so "
+                f"{shorten(given['video'])} cannot be honoured. If its frames are control maps "
+                "already, set video_is_control to true; otherwise take the row out.",
+            )
+        names = names or self._only_control()
+        self._check_control_names(names)
+        if scales and len(scales) != len(names):
+            raise _bad(
+                "control_scale",
+                f"has {len(scales)} numbers for {len(names)} names in control "
+                f"({', '.join(names)}). Give one number a name, or leave it null.",
+            )
+        return {
+            "video": given["video"],
+            "video_is_control": True,
+            "control": tuple(names),
+            "control_scale": tuple(scales),
+        }
+
+    def _only_control(self) -> tuple[str, ...]:
+        held = self._controlnets
+        if len(held) > 1:
+            raise _bad(
+                "control",
+                f"is needed: the weights hold several ControlNets ({', '.join(held)}). Name the "
+                "one that the video was made for.",
+            )
+        if not held:
+            raise _bad("video", f"cannot be followed: {self._no_controlnet('openpose')}")
+        return held
+
+    def _check_control_names(self, names: Sequence[str]) -> None:
+        for place, name in enumerate(names):
+            if name not in self._controlnets:
+                raise _bad("control", f"{shorten(name)} is unknown: {self._no_controlnet(name)}")
+            if name in names[:place]:
+                raise _bad("control", f"{name!r} is named twice. Name every ControlNet once.")
+
+    @functools.cached_property
+    def _controlnets(self) -> tuple[str, ...]:
+        return controlnet_names(self.profile.weights)
+
+    def _no_controlnet(self, wanted: str) -> str:
+        held = ", ".join(self._controlnets)
+        setting = f"--set weights.controlnets.{wanted if wanted.isidentifier() else 'NAME'}=FOLDER"
+        where = f"the weights of profile {self.profile.name!r} hold"
+        if held:
+            return f"{where} only {held}. Name one of these, or add the network with {setting}."
+        return f"{where} no ControlNet. Add one with {setting}, or take the row out."
 
     def _size(self, given: Mapping[str, Any], profile: Profile) -> tuple[int, int]:
         ratio = given.get("img_length_ratio")

@@ -65,8 +65,7 @@ class Column:
         return _ARROW_TYPES[self.kind]
 
 
-_DRIVING_VIDEO = "rendering from a driving video"
-_CONTROL = "control maps"
+_CONDITION_POSE = "finding the pose of a condition image"
 
 MANIFEST_COLUMNS: dict[str, Column] = {
     column.name: column
@@ -78,11 +77,11 @@ MANIFEST_COLUMNS: dict[str, Column] = {
         Column(name="reference_image", is_media=True),
         Column(name="ip_adapter_image", is_media=True),
         Column(name="face_image", is_media=True, later="the face branch"),
-        Column(name="video", is_media=True, later=_DRIVING_VIDEO),
-        Column(name="video_is_control", kind="flag", later=_DRIVING_VIDEO, neutral=(False,)),
-        Column(name="video_has_condition", kind="flag", later=_DRIVING_VIDEO, neutral=(True,)),
-        Column(name="control", kind="texts", later=_CONTROL, neutral=([],)),
-        Column(name="control_scale", kind="numbers", later=_CONTROL, neutral=([], [1.0])),
+        Column(name="video", is_media=True),
+        Column(name="video_is_control", kind="flag"),
+        Column(name="video_has_condition", kind="flag", later=_CONDITION_POSE, neutral=(True,)),
+        Column(name="control", kind="texts"),
+        Column(name="control_scale", kind="numbers", low=0, high=10),
         Column(name="num_frames", kind="integer", low=1, high=MAX_FRAMES),
         Column(name="fps", kind="number", above=0, high=240),
         Column(name="width", kind="integer", low=1, high=MAX_SIDE_PX),

@@ -24,10 +24,11 @@ from typing import Any
 
 from musev.config import ClipRequest, Profile, to_plain
 from musev.errors import MusevError
+from musev.weights import digests_in_use
 from pipelines.ledger import Ledger, Record, sample_id
 from pipelines.media_cache import MediaCache
 from pipelines.outcomes import Row, fail_row, failure_record, unsampled_id
-from pipelines.plan import RunPlan, plan_run
+from pipelines.plan import RunPlan, measured_requests, plan_run
 from pipelines.progress import Board, BoardView, Pulse
 from pipelines.resources import (
     MAX_ATTEMPTS,
@@ -79,7 +80,7 @@ class Graph:
         return sample_id(
             to_plain(request),
             media_digests,
-            self.model_digests,
+            digests_in_use(self.model_digests, request.control),
             to_plain(self.profile.encoder),
             settings={"precision": self.profile.precision},
         )
@@ -126,6 +127,7 @@ def run_text_to_video(
     ledger.clear_settled_work()
     failures = ledger.failures()
     checked = list(check_inputs(graph, requests))
+    requests = measured_requests(requests, checked)
     plan = plan_run(
         requests,
         refused,

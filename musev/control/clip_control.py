@@ -149,12 +149,7 @@ def open_control(
     if video is None:
         yield None
         return
-    nets = [_find_net(bundle, request, name) for name in request.control]
-    if not nets:
-        raise RequestError(
-            f"request {request.request_id!r}: a control video is given, but no ControlNet is "
-            "named. Put its name into control."
-        )
+    nets = _find_nets(bundle, request)
     with open_control_frames(request, video) as store:
         embedded = [EmbeddedFrames(net, store.read) for net in nets]
         yield ClipControl(nets, embedded, lambda _timestep: request.control_scale)
@@ -187,11 +182,18 @@ def _fitted_frames(request: ClipRequest, video: Path) -> Iterator[np.ndarray]:
             )
 
 
-def _find_net(bundle: ModelBundle, request: ClipRequest, name: str) -> ControlNet:
-    if name not in bundle.controlnets:
-        held = ", ".join(bundle.controlnets) or "none"
+def _find_nets(bundle: ModelBundle, request: ClipRequest) -> list[ControlNet]:
+    where = f"request {request.request_id!r}"
+    if not request.control:
         raise RequestError(
-            f"request {request.request_id!r}: the weights hold no ControlNet {name!r}; they hold: "
-            f"{held}. Name one of these in control, or add weights.controlnets.{name}."
+            f"{where}: a control video is given, but no ControlNet is named. Put its name into "
+            "control."
         )
-    return bundle.controlnets[name]
+    for name in request.control:
+        if name not in bundle.controlnets:
+            raise RequestError(
+                f"{where}: the weights hold no ControlNet {name!r}; they hold: "
+                f"{', '.join(bundle.controlnets) or 'none'}. Name one of these in control, or add "
+                f"weights.controlnets.{name}."
+            )
+    return [bundle.controlnets[name] for name in request.control]

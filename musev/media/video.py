@@ -266,4 +266,7 @@ def _read_ppm(stream: IO[bytes]) -> np.ndarray | None:
 
 
 def _reading(source: Path) -> str:
-    return f"{source}: cannot be read as a video; it may be damaged, cut short, or no video"
+    return (
+        f"{source}: cannot be read as a video; it may be damaged, cut short, or no video. Copy or "
+        "export it again"
+    )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from musev.config import ClipRequest, to_plain
 from musev.errors import StorageError
+from musev.weights import digests_in_use
 from pipelines.ledger import Ledger
 from pipelines.outcomes import COMMITTED, READY, Row, failure_record
 from pipelines.report import versions
@@ -73,7 +74,7 @@ class CommitClip:
             "request": to_plain(request),
             **dataclasses.asdict(row["measured"]),
             "media_digests": json.loads(row["media_digests"]),
-            "model_digests": self._model_digests,
+            "model_digests": digests_in_use(self._model_digests, request.control),
             "attempts": row["attempts"],
             "stage_seconds": seconds,
             "gpu_seconds": sum(seconds.values()) if row["device"] == "cuda" else 0.0,

@@ -8,7 +8,8 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,9 @@ STAGE = "render"
 logger = logging.getLogger(__name__)
 
 OnProgress = Callable[[str, int, int], None]
-Render = Callable[[ClipRequest, dict[str, np.ndarray], Path, OnProgress], VideoInfo]
+Media = dict[str, np.ndarray | Path]
+"""Manifest column to decoded picture, and ``video`` to a file on this machine."""
+Render = Callable[[ClipRequest, Media, Path, OnProgress], VideoInfo]
 LoadEngine = Callable[[Profile, str], Render]
 
 
@@ -47,7 +50,7 @@ def load_networks(profile: Profile, device: str) -> Render:
         device: ``cpu`` or ``cuda``.
 
     Returns:
-        Renders one request with its decoded pictures to a file.
+        Renders one request with its media to a file.
     """
     import torch  # on the worker, never on the driver
 
@@ -58,14 +61,12 @@ def load_networks(profile: Profile, device: str) -> Render:
         torch.set_num_threads(1)
     bundle = load_bundle(profile.weights, device=device, precision=profile.precision)
 
-    def render(
-        request: ClipRequest, pictures: dict[str, np.ndarray], target: Path, progress: OnProgress
-    ) -> VideoInfo:
+    def render(request: ClipRequest, media: Media, target: Path, progress: OnProgress) -> VideoInfo:
         try:
             return render_clip(
                 bundle,
                 request,
-                ClipMedia(**pictures),
+                ClipMedia(**media),  # pyright: ignore[reportArgumentType]
                 encoder=profile.encoder,
                 target=target,
                 on_progress=progress,
@@ -124,9 +125,9 @@ class RenderClip:
         watch = _StageWatch(row["sample_id"], self._pulse)
         try:
             request = request_from_json(row["request"])
-            pictures = self._read_pictures(request, json.loads(row["media_digests"]))
-            watch.progress("load", 1, 1)
-            measured = self._render(request, pictures, target, watch.progress)
+            with self._open_media(request, json.loads(row["media_digests"])) as media:
+                watch.progress("load", 1, 1)
+                measured = self._render(request, media, target, watch.progress)
         except Exception as error:  # noqa: BLE001 - one bad row must not end the run
             target.unlink(missing_ok=True)
             return fail_row(row, stage=STAGE, error=error)
@@ -138,13 +139,19 @@ class RenderClip:
             "stage_seconds": watch.seconds(),
         }
 
-    def _read_pictures(
-        self, request: ClipRequest, digests: dict[str, str]
-    ) -> dict[str, np.ndarray]:
-        return {
+    @contextmanager
+    def _open_media(self, request: ClipRequest, digests: dict[str, str]) -> Iterator[Media]:
+        uris = request.media
+        video = uris.pop("video", None)
+        media: Media = {
             column: read_image(self._cache.read(uri, digests[column]), name=f"{column} {uri}")
-            for column, uri in request.media.items()
+            for column, uri in uris.items()
         }
+        if video is None:
+            yield media
+            return
+        with self._cache.open_file(video, digests["video"]) as (_, path):
+            yield media | {"video": path}
 
 
 def _worker_lost() -> WorkerLostError:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,7 +21,7 @@ import typer.main
 from PIL import Image
 
 from jobs.text_to_video import app, main
-from musev.media import encode_png, probe_video
+from musev.media import encode_png, probe_video, write_segment
 from musev.synthetic.portraits import draw_portrait
 from pipelines.manifest import write_manifest
 
@@ -118,13 +119,17 @@ def test_a_dry_run_starts_neither_ray_nor_torch(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-GOOD_ROWS = ("image", "prompt", "all-images", "long", "twin")
+GOOD_ROWS = ("image", "prompt", "all-images", "long", "twin", "follows")
+LENGTHS = {"long": 18, "follows": 5}
 BAD_ROWS = {
     "missing": "MediaError",
     "truncated": "MediaError",
     "zero-bytes": "MediaError",
     "text-file": "MediaError",
     "folder": "MediaError",
+    "cut-video": "MediaError",
+    "short-video": "RequestError",
+    "no-such-control": "RequestError",
     "bomb": "MediaError",
     "negative": "RequestError",
     "outside": "RequestError",
@@ -147,9 +152,19 @@ def write_bad_pictures(folder: Path) -> None:
     Image.new("1", (40_000, 40_000)).save(folder / "bomb.png")
 
 
+def write_control_videos(folder: Path) -> None:
+    """Five frames at the profile's rate, and the same cut short."""
+    frames = (np.full((64, 64, 3), 40 * number, np.uint8) for number in range(5))
+    write_segment(folder / "poses.mp4", frames, fps=8)
+    whole = (folder / "poses.mp4").read_bytes()
+    (folder / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+
+
 def write_mixed_manifest(folder: Path) -> Path:
-    """Twenty rows, good and bad, in one Parquet file whose last row group has a damaged column."""
+    """Good and bad rows in one Parquet file whose last row group has a damaged column."""
     write_bad_pictures(folder)
+    write_control_videos(folder)
+    poses = {"video": "poses.mp4", "video_is_control": True}
     face, other = "person-0.png", "person-1.png"
     rows: list[dict[str, Any]] = [
         {"request_id": "image", "condition_image": face, "num_frames": 4},
@@ -163,6 +178,10 @@ def write_mixed_manifest(folder: Path) -> Path:
         },
         {"request_id": "long", "condition_image": other, "num_frames": 18},
         {"request_id": "twin", "condition_image": face, "num_frames": 4, "seed": 5},
+        {"request_id": "follows", "condition_image": face, **poses},
+        {"request_id": "cut-video", "prompt": "a man", **poses, "video": "cut.mp4"},
+        {"request_id": "short-video", "prompt": "a man", **poses, "num_frames": 6},
+        {"request_id": "no-such-control", "prompt": "a man", **poses, "control": ["depth"]},
         {"request_id": "missing", "condition_image": "missing.png"},
         {"request_id": "truncated", "condition_image": "truncated.png"},
         {"request_id": "zero-bytes", "reference_image": "zero.png", "prompt": "a man"},
@@ -240,7 +259,7 @@ def test_every_bad_row_fails_alone_and_every_good_row_becomes_a_video(
         facts = probe_video(video)
         assert hashlib.sha256(video.read_bytes()).hexdigest() == row["sha256"]
         assert (facts.width, facts.height, facts.codec) == (64, 64, "h264")
-        assert facts.num_frames == row["num_frames"] == (18 if name == "long" else 4)
+        assert facts.num_frames == row["num_frames"] == LENGTHS.get(name, 4)
         assert dict(row["model_digests"])
         assert row["steps"] == 2
     assert rows["twin"]["sample_id"] == rows["image"]["sample_id"]  # one video for both
@@ -253,7 +272,8 @@ def test_a_bad_row_is_on_record_with_class_stage_reason_and_remedy(
 ) -> None:
     row = results(folder)[name]
     assert row["error_class"] == BAD_ROWS[name]
-    expected_stage = "load_inputs" if BAD_ROWS[name] == "MediaError" else "manifest"
+    by_media = BAD_ROWS[name] == "MediaError" or name == "short-video"
+    expected_stage = "load_inputs" if by_media else "manifest"
     assert row["error_stage"] == expected_stage
     assert len([part for part in row["error_message"].split(". ") if part]) >= 2
     records = [
@@ -269,13 +289,13 @@ def test_a_bad_row_is_on_record_with_class_stage_reason_and_remedy(
 def test_a_run_can_be_followed_and_says_where_everything_is(
     folder: Path, mixed_run: subprocess.CompletedProcess[str]
 ) -> None:
-    assert "to render      4 clips, 30 frames" in mixed_run.stderr
+    assert "to render      5 clips, 35 frames" in mixed_run.stderr
     assert "frames/s" in mixed_run.stderr
     assert "\r" not in mixed_run.stderr
     for name in ("results.parquet", "contact_sheet.png", "report.html", "run.json"):
         assert (folder / "out" / name).stat().st_size > 0
     assert f"{folder}/out/results.parquet" in mixed_run.stdout
-    assert "committed      4 clips, 30 frames" in mixed_run.stdout
+    assert "committed      5 clips, 35 frames" in mixed_run.stdout
 
 
 @pytest.mark.timeout(450)
@@ -293,6 +313,6 @@ def test_a_second_run_renders_nothing_and_a_mended_row_is_taken_up(
     assert len(after) == len(before) + 1
     assert rows["missing"]["status"] == "committed"
     assert rows["missing"]["num_frames"] == 3
-    assert "already there  5 rows" in again.stdout
+    assert "already there  6 rows" in again.stdout
     failures = (folder / "out" / "failures").glob("*.json")
     assert "missing" not in {json.loads(path.read_text())["request_id"] for path in failures}

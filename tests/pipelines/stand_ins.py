@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from musev.config import ClipRequest, Profile, SamplingConfig, WeightsConfig
-from musev.media import VideoInfo, encode_png, probe_video, write_segment
+from musev.media import VideoInfo, encode_png, probe_video, read_video, write_segment
 from pipelines.resources import ClusterShape
 from pipelines.text_to_video import Graph
 
@@ -25,15 +25,19 @@ def colour_engine(profile: Profile, device: str) -> Callable[..., VideoInfo]:
 
     def render(
         request: ClipRequest,
-        pictures: dict[str, np.ndarray],
+        media: dict[str, np.ndarray | Path],
         target: Path,
         progress: Callable[[str, int, int], None],
     ) -> VideoInfo:
         misbehave(request.prompt)
         shape_TYXC = (request.num_frames, request.height, request.width, 3)
         frames_TYXC = np.full(shape_TYXC, request.seed % 200, dtype=np.uint8)
-        for picture_YXC in pictures.values():
-            frames_TYXC[0] = picture_YXC[: request.height, : request.width]
+        for item in media.values():
+            if isinstance(item, Path):
+                for frame_YXC, control_YXC in zip(frames_TYXC, read_video(item), strict=False):
+                    frame_YXC[:] = control_YXC.mean()
+            else:
+                frames_TYXC[0] = item[: request.height, : request.width]
         progress("denoise", 1, 1)
         write_segment(target, frames_TYXC, fps=request.fps, encoder=profile.encoder)
         progress("decode", request.num_frames, request.num_frames)
@@ -95,6 +99,13 @@ def request(name: str, *, prompt: str = "a person", **columns: object) -> ClipRe
 def picture(path: Path, colour: int = 100, side: int = 40) -> str:
     """Write a PNG and return its path."""
     path.write_bytes(encode_png(np.full((side, side, 3), colour, dtype=np.uint8)))
+    return str(path)
+
+
+def film(path: Path, num_frames: int = 6, *, fps: float = 4, colour: int = 100) -> str:
+    """Write a plain video whose frames grow brighter, and return its path."""
+    frames = (np.full((32, 32, 3), min(colour + 5 * n, 255), np.uint8) for n in range(num_frames))
+    write_segment(path, frames, fps=fps)
     return str(path)
 
 

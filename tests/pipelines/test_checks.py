@@ -46,17 +46,16 @@ BAD = [
     ("w_ind_noise", 1.5, "at most 1"),
     ("video_is_control", "yes", "true or false"),
     ("control", ["pose", 3], "list of texts"),
+    ("control_scale", [1.0, -0.5], "at least 0"),
+    ("control_scale", [11], "at most 10"),
+    ("control_scale", [math.nan], "finite"),
     ("extra", {"x": math.nan}, "JSON"),
     ("extra", b"x", "text or JSON"),
 ]
 
 LATER = [
     ("face_image", "a.png"),
-    ("video", "a.mp4"),
-    ("video_is_control", True),
     ("video_has_condition", False),
-    ("control", ["pose"]),
-    ("control_scale", [0.5]),
     ("strength", 0.8),
     ("loras", ["lcm"]),
 ]

@@ -106,6 +106,15 @@ def test_a_sample_id_is_stable_across_processes_and_versions() -> None:
     assert name == hashlib.sha256(text.encode()).hexdigest()
 
 
+def test_what_a_request_does_not_ask_for_does_not_name_its_sample() -> None:
+    """So a column that is new renames no finished video."""
+    plain = make_request()
+    for nothing in (None, False, (), []):
+        assert sample_id({**plain, "new": nothing}, DIGESTS, MODELS, ENCODER) == name_of()
+    for something in (0, "", True, 0.5, ["x"]):
+        assert sample_id({**plain, "new": something}, DIGESTS, MODELS, ENCODER) != name_of()
+
+
 def test_addresses_and_request_ids_do_not_name_a_sample() -> None:
     moved = name_of(request_id="second", condition_image="s3://elsewhere/b.png")
     assert moved == name_of()

@@ -107,3 +107,55 @@ def test_notes_of_runs_long_past_are_forgotten(tmp_path: Path) -> None:
     os.utime(tmp_path / "uris" / "long-ago", (0, 0))
     cache_in(tmp_path, "today").fetch(uri)
     assert {path.name for path in (tmp_path / "uris").iterdir()} == {"yesterday", "today"}
+
+
+def test_a_file_on_disk_is_fetched_once_and_outlives_its_eviction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    real = MemoryFileSystem.open
+
+    def counted(self: MemoryFileSystem, path: str, *args: object, **kwargs: object) -> object:
+        opened.append(path)
+        return real(self, path, *args, **kwargs)
+
+    uri = put("dance.mp4", b"film" * 100)
+    monkeypatch.setattr(MemoryFileSystem, "open", counted)
+    cache = cache_in(tmp_path, limit_bytes=500)
+    with cache.open_file(uri) as (digest, path):
+        assert path.name == "dance.mp4"
+        assert digest == "sha256:" + hashlib.sha256(b"film" * 100).hexdigest()
+        with cache.open_file(uri, digest) as (again, second):
+            assert (again, second.read_bytes()) == (digest, b"film" * 100)
+        assert not second.exists()
+        assert len(opened) == 1
+        cache.fetch(put("large.png", b"x" * 400))  # the film has to go
+        assert not any(p.stat().st_size == 400 and p.read_bytes()[:4] == b"film"
+                       for p in (tmp_path / "files").glob("*/*"))  # fmt: skip
+        assert path.read_bytes() == b"film" * 100
+    with cache.open_file(uri, digest) as (_, path):
+        assert path.read_bytes() == b"film" * 100
+    assert len([name for name in opened if name.endswith("dance.mp4")]) == 2
+    assert list((tmp_path / "in_use").iterdir()) == []
+
+
+def test_a_film_that_changed_after_the_check_is_an_error(tmp_path: Path) -> None:
+    uri = put("swapped.mp4", b"checked")
+    with cache_in(tmp_path / "a").open_file(uri) as (digest, _):
+        pass
+    put("swapped.mp4", b"other")
+    elsewhere = cache_in(tmp_path / "another-machine")
+    with pytest.raises(MediaError, match="changed while"), elsewhere.open_file(uri, digest):
+        pass
+    with pytest.raises(MediaError, match="no file at"), elsewhere.open_file(uri + "x"):
+        pass
+
+
+def test_files_of_dead_processes_are_removed(tmp_path: Path) -> None:
+    left = tmp_path / "in_use" / f"{2**22 + 1}-abc"  # above the largest process number
+    mine = tmp_path / "in_use" / f"{os.getpid()}-abc"
+    for folder in (left, mine):
+        folder.mkdir(parents=True)
+    with cache_in(tmp_path).open_file(put("a.mp4", b"x")):
+        assert not left.exists()
+        assert mine.exists()

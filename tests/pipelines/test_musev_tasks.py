@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from musev.config import replace_setting
 from musev.errors import ManifestError
 from musev.registry import get_profile
 from pipelines.musev_tasks import (
@@ -111,6 +112,14 @@ def test_a_task_without_a_name_is_named_by_its_place() -> None:
     assert [row["request_id"] for row in rows] == ["0", "1"]
 
 
+def test_a_video_of_control_maps_arrives() -> None:
+    rows = read_tasks("- {name: a, prompt: p, video_path: a.mp4, video_is_middle: true}", "t.yaml")
+    seeded = replace_setting(get_profile("mini"), "weights.random_seed", "0")
+    (request,), failures = resolve_rows(rows, seeded, "file:///x")
+    assert failures == []
+    assert (request.video, request.control) == ("file:///x/a.mp4", ("openpose",))
+
+
 def test_upstreams_rounding_holds_without_a_ratio() -> None:
     (row,) = read_tasks("- {name: a, prompt: p, width: 150, height: 130}", "t.yaml")
     requests, failures = resolve_rows([row], get_profile("mini"), "file:///x")
@@ -125,7 +134,7 @@ def test_upstreams_rounding_holds_without_a_ratio() -> None:
         ("condition_images_index: [-1]", "condition_images_index", "frame 0"),
         ("condition_images: [a.png, b.png]", "condition_image", "got 2"),
         ("video_path: a.mp4", "video", "driving video"),
-        ("video_is_middle: true", "video_is_control", "driving video"),
+        ("video_is_middle: true", "video_is_control", "needs a video"),
         ("face_image: a.png", "face_image", "face branch"),
         ("video_negative_prompt: V2", "negative_prompt", "textual-inversion"),
         ("prompt: '{age}'", "prompt", "no key 'age'"),

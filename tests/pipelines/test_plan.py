@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from musev.config import SamplingConfig, WindowConfig
-from pipelines.plan import count_windows, plan_run
-from pipelines.rows import RowFailure
+from pipelines.plan import count_windows, measured_requests, plan_run
+from pipelines.rows import RowFailure, request_to_json
 from tests.pipelines.stand_ins import request
 
 REQUESTS = [request(name) for name in ("done", "new", "twin", "broken", "failed")]
@@ -44,6 +44,17 @@ def test_every_row_lands_in_one_place_and_a_shared_video_is_rendered_once() -> N
     assert [row["row"] for row in plan.failed_before] == [4]
     assert plan.num_frames == {"s-new": 3}
     assert [problem[0] for problem in plan.problems] == ["row-6", "broken"]
+
+
+def test_lengths_that_a_video_decides_are_taken_over_from_the_check() -> None:
+    open_ended = request("follows", num_frames=0)
+    checked = [
+        {"row": 1, "request": request_to_json(request("follows", num_frames=9))},
+        {"row": 2, "request": request_to_json(open_ended)},  # its video could not be read
+        {"row": 0, "request": request_to_json(request("new"))},
+    ]
+    found = measured_requests([request("new"), open_ended, open_ended], checked)
+    assert [item.num_frames for item in found] == [3, 9, 0]
 
 
 def test_failed_rows_are_tried_again_only_when_asked() -> None:

@@ -19,6 +19,7 @@ from pipelines.rows import MANIFEST_COLUMNS, WHOLE_ROW, BadCell, request_from_js
 from tests.goldens import GOLDENS, have_goldens, require_goldens
 
 MINI = get_profile("mini")
+SEEDED = dataclasses.replace(MINI, weights=WeightsConfig(random_seed=0))
 BASE = "file:///manifest"
 
 
@@ -42,6 +43,62 @@ def test_null_takes_the_profiles_value() -> None:
     assert request.profile == "mini"
     assert request.seed == seed_for("a")
     assert request.extra is None
+
+
+def video(**values: Any) -> dict[str, Any]:
+    return good(video="poses.mp4", video_is_control=True, **values)
+
+
+def test_a_control_video_takes_the_only_controlnet_and_its_own_length() -> None:
+    request = one(video(), SEEDED)
+    assert request.media == {"video": "file:///manifest/poses.mp4"}
+    assert (request.video_is_control, request.control) == (True, ("openpose",))
+    assert (request.control_scale, request.num_frames) == ((1.0,), 0)
+    assert request_from_json(request_to_json(request)) == request
+    assert one(video(num_frames=7), SEEDED).num_frames == 7
+
+
+def test_controlnets_are_named_and_weighted_one_by_one() -> None:
+    two = replace_setting(SEEDED, "weights.controlnets.depth", "/nets/depth")
+    request = one(video(control=["depth", "openpose"], control_scale=[0.5, 2]), two)
+    assert (request.control, request.control_scale) == (("depth", "openpose"), (0.5, 2.0))
+    assert one(video(control=["depth"]), two).control_scale == (1.0,)
+    failure = one(video(), two)
+    assert failure.column == "control"
+    assert "several ControlNets (depth, openpose)" in failure.message
+
+
+PUBLISHED = dataclasses.replace(MINI, weights=WeightsConfig(t2i="a", motion="b"))
+
+
+@pytest.mark.parametrize(
+    ("row", "profile", "column", "phrase"),
+    [
+        ({"video": "v.mp4"}, MINI, "video", "set video_is_control to true"),
+        ({"video": "v.mp4", "video_is_control": False}, MINI, "video", "not supported yet"),
+        ({"video_is_control": True}, MINI, "video_is_control", "has none. Give a video"),
+        ({"control": ["openpose"]}, MINI, "control", "needs a video"),
+        ({"control_scale": [0.5]}, MINI, "control_scale", "needs a video"),
+        (video(control=["dpeth"]), SEEDED, "control", "hold only openpose. Name"),
+        (video(control=["a/b"]), SEEDED, "control", "weights.controlnets.NAME=FOLDER"),
+        (video(control=["openpose"] * 2), SEEDED, "control", "named twice"),
+        (video(control_scale=[1, 1]), SEEDED, "control_scale", "2 numbers for 1 names"),
+        (video(), PUBLISHED, "video", "no ControlNet. Add one with --set weights.controlnets.open"),
+        (video(condition_image="c.png", num_frames=1), SEEDED, "num_frames", "at least 2"),
+    ],
+)
+def test_control_that_cannot_be_honoured_is_refused_in_words(
+    row: dict[str, Any], profile: Profile, column: str, phrase: str
+) -> None:
+    failure = one(good(**row), profile)
+    assert failure.column == column
+    assert phrase in failure.message
+    assert f"column {column!r}" in failure.message
+
+
+def test_control_columns_that_ask_for_nothing_are_nothing() -> None:
+    nothing = {"control": [], "control_scale": [1.0], "video_is_control": False}
+    assert one(good(**nothing)) == one(good())
 
 
 def test_every_supported_column_arrives() -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from pipelines.outcomes import unsampled_id
-from pipelines.rows import request_to_json
+from pipelines.rows import request_from_json, request_to_json
 from pipelines.stages.load_inputs import load_inputs
-from tests.pipelines.stand_ins import graph, picture, request
+from tests.pipelines.stand_ins import film, graph, picture, request
 
 
 def check(folder: Path, **columns: Any) -> dict[str, Any]:
@@ -35,6 +35,66 @@ def test_the_sample_follows_the_pictures_content_not_its_place(tmp_path: Path) -
     moved = check(tmp_path, condition_image=picture(tmp_path / "b.png"))
     other = check(tmp_path, condition_image=picture(tmp_path / "c.png", colour=101))
     assert first["sample_id"] == moved["sample_id"] != other["sample_id"]
+
+
+def controlled(folder: Path, video: str, **columns: Any) -> dict[str, Any]:
+    given = {"video": video, "video_is_control": True, "control": ("openpose",), "num_frames": 0}
+    return check(folder, **given | columns)
+
+
+@pytest.mark.parametrize(
+    ("fps", "asked", "found"), [(4.0, 0, 6), (2.0, 0, 3), (8.0, 0, 12), (4.0, 5, 5), (8.0, 12, 12)]
+)
+def test_a_video_decides_the_length_where_the_row_does_not(
+    tmp_path: Path, fps: float, asked: int, found: int
+) -> None:
+    row = controlled(tmp_path, film(tmp_path / "a.mp4"), fps=fps, num_frames=asked)
+    assert row["status"] == "ready"
+    assert request_from_json(row["request"]).num_frames == found
+    assert set(json.loads(row["media_digests"])) == {"video"}
+
+
+def test_a_length_that_is_measured_and_one_that_is_given_name_the_same_sample(
+    tmp_path: Path,
+) -> None:
+    video = film(tmp_path / "a.mp4")
+    given = controlled(tmp_path, video, num_frames=6)
+    assert controlled(tmp_path, video)["sample_id"] == given["sample_id"]
+    assert controlled(tmp_path, video, num_frames=5)["sample_id"] != given["sample_id"]
+    other = controlled(tmp_path, film(tmp_path / "b.mp4", colour=50))
+    assert other["sample_id"] != given["sample_id"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "phrase"),
+    [
+        ({"num_frames": 7}, "has 6 frames at 4 frames a second, but num_frames is 7. Ask for 6"),
+        ({"num_frames": 4, "fps": 2.0}, r"has 3 frames at 2 frames a second (6 at its own 4), but"),
+        ({"fps": 0.5, "condition_image": "face"}, "has 1 frames at 0.5"),
+    ],
+)
+def test_a_video_that_is_too_short_is_told_with_both_numbers(
+    tmp_path: Path, columns: dict[str, Any], phrase: str
+) -> None:
+    if "condition_image" in columns:
+        columns = columns | {"condition_image": picture(tmp_path / "face.png")}
+    row = controlled(tmp_path, film(tmp_path / "a.mp4"), **columns)
+    assert (row["status"], row["error_class"]) == ("failed", "RequestError")
+    assert phrase in row["error_message"]
+
+
+@pytest.mark.parametrize("kind", ["missing", "truncated", "empty", "text"])
+def test_a_bad_video_fails_its_row_by_its_own_name(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "dance.mp4"
+    good = Path(film(tmp_path / "good.mp4")).read_bytes()
+    content = {"truncated": good[: len(good) // 2], "empty": b"", "text": b"this is no video"}
+    if kind != "missing":
+        path.write_bytes(content[kind])
+    row = controlled(tmp_path, str(path))
+    assert (row["status"], row["error_class"]) == ("failed", "MediaError")
+    assert str(path) in row["error_message"]
+    assert "in_use" not in row["error_message"]
+    assert row["error_message"].count(". ") >= 1  # a reason, then a remedy
 
 
 def write_broken(path: Path, kind: str) -> None:

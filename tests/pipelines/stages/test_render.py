@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from musev.media import probe_video
+from musev.media import probe_video, read_video
 from pipelines.progress import Board, Pulse
 from pipelines.resources import MAX_ATTEMPTS
 from pipelines.rows import request_to_json
 from pipelines.stages.load_inputs import load_inputs
 from pipelines.stages.render import RenderClip
-from tests.pipelines.stand_ins import colour_engine, graph, picture, request
+from tests.pipelines.stand_ins import colour_engine, film, graph, picture, request
 
 
 @pytest.fixture
@@ -51,6 +51,16 @@ def test_a_ready_row_becomes_a_file_of_the_asked_size_and_length(
     assert row["attempts"] == 1
     assert {"load", "denoise", "decode"} == set(row["stage_seconds"])
     assert row["sample_id"] in board.view().shares
+
+
+def test_a_video_reaches_the_engine_as_a_file_and_is_let_go(
+    tmp_path: Path, stage: RenderClip
+) -> None:
+    columns = {"video": film(tmp_path / "a.mp4"), "video_is_control": True, "num_frames": 0}
+    row = stage(ready_row(tmp_path, control=("openpose",), **columns))
+    frames = list(read_video(Path(row["video_path"])))
+    assert [round(float(frame.mean()) / 5) for frame in frames] == [20, 21, 22, 23, 24, 25]
+    assert list((tmp_path / "cache" / "in_use").iterdir()) == []
 
 
 def test_an_error_fails_the_row_and_leaves_the_stage_usable(
