@@ -257,7 +257,10 @@ class DownBlock(Block):
     def _fuse(self, index: int, x_RCHW: Tensor, step: Step) -> Tensor:
         if not self.refer_emb_attns:
             return x_RCHW
-        return fuse_reference(self.refer_emb_attns[index], x_RCHW, step)
+        fuse = self.refer_emb_attns[index]
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(fuse_reference, fuse, x_RCHW, step, use_reentrant=False)
+        return fuse_reference(fuse, x_RCHW, step)
 
 
 class MidBlock(Block):

@@ -16,6 +16,7 @@ from musev.training.corruption import CorruptionConfig, corrupt
 from musev.training.latents import LatentStore, epoch_order
 from musev.training.loop import seed_of
 from musev.training.optimizer import Batch
+from musev.training.shard_clips import ShardClips
 from musev.training.stages import BatchConfig
 from musev.training.vocabulary import token_ids
 
@@ -55,7 +56,7 @@ class ClipBatches:
         image_prompt_px: Side of the image encoder's input.
     """
 
-    store: LatentStore
+    store: LatentStore | ShardClips
     config: BatchConfig
     corruption: CorruptionConfig
     tokenizer: CLIPTokenizer

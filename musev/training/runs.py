@@ -33,6 +33,7 @@ from musev.training.lora import add_lora, export_kohya
 from musev.training.networks import Networks, bundle_of, get_sizes
 from musev.training.optimizer import Batch
 from musev.training.published import save_published
+from musev.training.shard_clips import ShardClips, open_clips
 from musev.training.stages import DiffusionStage, Stage, VaeStage
 from musev.training.starts import load_vae, local_folder, read_start
 from musev.training.vae import (
@@ -45,6 +46,7 @@ from musev.training.vae import (
 
 logger = logging.getLogger(__name__)
 
+Clips = LatentStore | ShardClips
 NUM_HELD_OUT = 64
 _HELD_OUT_BATCHES = 4
 
@@ -58,14 +60,16 @@ class RunConfig:
     """Folder for checkpoints and what comes out; fsspec URI, seen by all workers."""
     init: str | None = None
     """Folder to start from: a bundle, a base model, or a VAE; None: from nothing."""
+    data: str | None = None
+    """Dataset of clips, written by ``jobs.make_dataset``; None: drawn people. Stages on latents."""
     latents: str | None = None
     """Folder of encoded clips; None: inside ``out``."""
     size: str = "mini"
     seed: int = 0
     num_clips: int = 8192
-    """Clips that are encoded and then used again and again."""
+    """Drawn clips that are encoded and then used again and again."""
     size_px: int = 128
-    """Side of the clips' frames; a VAE stage has its own."""
+    """Side of drawn clips' frames; a VAE stage has its own."""
     num_samples: int = 8
     """Sample pictures at every evaluation, and a third as many sample videos; 0: none."""
 
@@ -204,7 +208,7 @@ def _prepare_diffusion(run: RunConfig, stage: DiffusionStage, worker: Worker) ->
     if worker.place is not None:
         worker.place(module)
 
-    def batches(store: LatentStore) -> ClipBatches:
+    def batches(store: Clips) -> ClipBatches:
         return ClipBatches(
             store=store,
             config=stage.batch,
@@ -214,7 +218,7 @@ def _prepare_diffusion(run: RunConfig, stage: DiffusionStage, worker: Worker) ->
             image_prompt_px=_image_prompt_px(networks, run),
         )
 
-    training, held_out = encode_stores(run, stage, vae, worker)
+    training, held_out = open_clip_stores(run, stage, vae, worker)
     held_batches = [batches(held_out).at(Position(step=n)) for n in range(_HELD_OUT_BATCHES)]
 
     def evaluate(_: int) -> dict[str, float]:
@@ -261,14 +265,14 @@ def _is_of_base(name: str) -> bool:
     return name.startswith("networks.text_encoder.")
 
 
-def encode_stores(
+def open_clip_stores(
     run: RunConfig, stage: DiffusionStage, vae: AutoencoderKL, worker: Worker
-) -> tuple[LatentStore, LatentStore]:
-    """Encode the stage's clips, each worker its share of the files, and load them.
+) -> tuple[Clips, Clips]:
+    """Open the stage's clips; drawn ones are encoded first, each worker its share of the files.
 
     Args:
-        run: Where, and how many clips.
-        stage: Decides frames and references.
+        run: Where, which and how many clips.
+        stage: Decides frames, references and control.
         vae: Frozen; a mark of it is part of the files' names.
         worker: Whose share.
 
@@ -276,6 +280,9 @@ def encode_stores(
         Training and held-out clips.
     """
     uri = run.latents or f"{run.out.rstrip('/')}/latents"
+    if run.data is not None:
+        needs = {"num_frames": stage.batch.num_frames, "control": stage.batch.control}
+        return open_clips(run.data, vae, uri, needs)
     stores = []
     for held_out, num_clips in ((False, run.num_clips), (True, min(NUM_HELD_OUT, run.num_clips))):
         source = ClipSource(

@@ -28,7 +28,7 @@ def small_run(name: str, folder: Path, init: str, **changes: str) -> RunConfig:
     assert isinstance(stage, DiffusionStage)
     settings = {
         # Two pictures at least: a group norm wants more than one number a channel.
-        "batch.num_clips": "2" if stage.batch.num_frames == 1 else "1",
+        "batch.num_clips": "2",
         "batch.images_then": "2",
         "accumulate": "1",
         "loop.num_steps": "2",
