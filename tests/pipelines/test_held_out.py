@@ -1,0 +1,137 @@
+"""Held-out requests: rows that resolve, media that show what the clip shows, honest averages."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from musev.media import read_image, read_video
+from musev.quality.drawn import KINDS, DrawnClip, drawn_clip_of
+from musev.registry import get_profile
+from musev.synthetic.people import is_held_out
+from pipelines.held_out import (
+    INPUTS,
+    LONG_FRAMES,
+    NEUTRAL_PROMPT,
+    REPORTED,
+    plan_held_out,
+    portrait_columns_of,
+    report_of,
+    unusable_kinds,
+    write_inputs,
+)
+from pipelines.resolve import resolve_rows
+from pipelines.scores import Scored
+from pipelines.storage import Store
+
+PROFILE = get_profile("mini")
+FOUR = plan_held_out(4, 9)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path))
+
+
+def test_every_kind_comes_early_and_fewer_are_the_first_of_more() -> None:
+    many = plan_held_out(200, 9)
+    assert {clip.kind for clip in FOUR} == set(KINDS)
+    assert many[:4] == FOUR
+    assert Counter(clip.kind for clip in many) == {
+        "text": 90,
+        "pose": 50,
+        "identity": 40,
+        "long": 20,
+    }
+    assert len({clip.index for clip in many}) == 200
+
+
+def test_rows_resolve_to_requests_and_say_which_clip_they_are(store: Store) -> None:
+    rows = write_inputs(store, FOUR, PROFILE)
+    requests, refused = resolve_rows(rows, PROFILE, store.uri_of(INPUTS))
+    assert refused == []
+    assert [drawn_clip_of(request.extra) for request in requests] == FOUR
+    for request, drawn in zip(requests, FOUR, strict=True):
+        clip = drawn.draw(num_frames=1, fps=8.0, height=32, width=32)
+        assert is_held_out(clip.attributes)
+        assert request.prompt == (NEUTRAL_PROMPT if drawn.kind == "identity" else clip.caption)
+        assert request.num_frames == (LONG_FRAMES if drawn.kind == "long" else 13)
+
+
+def test_media_show_what_the_clip_shows(store: Store) -> None:
+    write_inputs(store, FOUR, PROFILE)
+    posed, portrait = FOUR[1], FOUR[2]
+    clip = posed.draw(num_frames=13, fps=8.0, height=128, width=128)
+    found = np.stack([*read_video(store.local_path(f"{INPUTS}/pose-00001.mp4"))])
+    assert found.shape == clip.control_TYXC.shape
+    assert np.abs(found.astype(float) - clip.control_TYXC).mean() < 4
+    clip = portrait.draw(num_frames=1, fps=8.0, height=128, width=128)
+    picture = read_image(store.read(f"{INPUTS}/identity-00002.png"), name="reference")
+    assert np.array_equal(picture, clip.reference_YXC)
+
+
+def test_writing_twice_writes_the_same_bytes(store: Store) -> None:
+    write_inputs(store, FOUR[:3], PROFILE)
+    before = {path: store.read(path) for path in store.list(INPUTS)}
+    write_inputs(store, FOUR[:3], PROFILE)
+    assert {path: store.read(path) for path in store.list(INPUTS)} == before
+    assert len(before) == 2
+
+
+def test_kinds_that_weights_cannot_render_have_reasons() -> None:
+    everything = {"referencenet": "", "image_projection": ""}
+    assert unusable_kinds(everything, ["openpose"]) == {}
+    assert unusable_kinds({"random": ""}, ["openpose"]) == {}
+    reasons = unusable_kinds({"unet": ""}, ["depth"])
+    assert set(reasons) == {"pose", "identity"}
+    assert "only depth" in reasons["pose"]
+    assert portrait_columns_of(everything) == ("reference_image", "ip_adapter_image")
+    assert portrait_columns_of({"referencenet": ""}) == ("reference_image",)
+
+
+def scored(kind: str, reasons: dict[str, str] | None = None, **scores: float) -> Scored:
+    return Scored(sha256="", version=1, scores=scores, kind=kind, reasons=reasons or {})
+
+
+def test_averages_are_over_the_kinds_they_are_about() -> None:
+    scores = [
+        scored("text", scene_accuracy=1, action_accuracy=1),
+        scored("pose", scene_accuracy=0, action_accuracy=0),
+        scored("identity", identity=0.75),
+        scored("text", scene_accuracy=1, action_accuracy=1, seam_ratio=9.0),
+        scored("long", {"drift_slope": "too short"}, scene_accuracy=0, seam_ratio=1.1),
+    ]
+    report = report_of(scores, {"pose": "no ControlNet"})
+    assert report["scene_accuracy"] == 0.5
+    assert report["details"]["scene_accuracy"]["n"] == 4
+    assert report["action_accuracy"] == 1
+    assert report["seam_ratio"] == 1.1
+    assert report["identity_accuracy"] == 0.75
+    assert report["details"]["identity_accuracy"]["low"] is None
+    assert report["pck_0.1"] is None
+    assert report["skipped"]["pck_0.1"] == "no ControlNet"
+    assert report["skipped"]["drift_slope"] == "too short"
+    assert set(report) == {*REPORTED, "details", "skipped"}
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+
+
+def test_videos_of_any_other_run_count_everywhere() -> None:
+    report = report_of([scored("", seam_ratio=1.5, flicker=0.9)], {})
+    assert (report["seam_ratio"], report["flicker"]) == (1.5, 0.9)
+    assert "applies to" in report["skipped"]["pck_0.1"]
+
+
+def test_clips_are_drawn_at_the_profiles_size_and_rate(store: Store) -> None:
+    import dataclasses
+
+    small = dataclasses.replace(PROFILE, width=64, height=48, num_frames=5, fps=4.0)
+    rows = write_inputs(store, [DrawnClip("pose", 9, 1)], small)
+    assert rows[0]["num_frames"] == 5
+    frames = [*read_video(store.local_path(f"{INPUTS}/pose-00001.mp4"))]
+    assert (len(frames), frames[0].shape) == (5, (48, 64, 3))
+    assert io.BytesIO(store.read(f"{INPUTS}/pose-00001.mp4")).read(12)[4:8] == b"ftyp"
