@@ -1,8 +1,8 @@
 """Render a small manifest of people end to end, as ``make demo`` does; safe to repeat.
 
-Portraits come from ``../shared/media`` where that folder is there, and are drawn otherwise. The
-networks of profile ``mini`` are small and untrained: the demo shows that the system runs, not what
-a trained model draws.
+The people are drawn by :mod:`musev.synthetic`, in combinations of clothes, scene and action that no
+training has seen: their pictures, and videos of their skeletons that other rows follow. Portraits
+come from ``../shared/media`` where that folder is there, and are drawn otherwise.
 """
 
 from __future__ import annotations
@@ -12,76 +12,143 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from musev.config import EncoderConfig, Profile
+from musev.registry import get_profile
 from pipelines.manifest import write_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 PORTRAITS = ROOT.parent / "shared" / "media"
 OUTPUT = Path("out") / "demo"
+MEDIA = "media"
+PROFILE = "mini"
 NUM_WORKERS = 2
+LONG_FRAMES = 120
 _DRAWN_PORTRAITS = 4
-_WEIGHTS_NOTE = (
-    "Note: the networks of profile 'mini' hold small random weights; nothing was trained.\n"
+_CAST_SEED = 2024
+_CAST = {"waving": 21, "turning": 4, "clapping": 5, "raising": 10, "kicking": 9, "bowing": 22}
+_CAST |= {"greeting": 0, "dancing": 11}
+# A skeleton's thin lines lose their colours where a video keeps one colour for four pixels.
+_ENLARGED = 2
+_RANDOM_WEIGHTS_NOTE = (
+    f"Note: the networks of profile {PROFILE!r} hold small random weights; nothing was trained.\n"
     "      The videos show that every stage runs, not what MuseV can draw."
 )
 
 
-def build_requests(portraits: list[str]) -> list[dict[str, Any]]:
-    """Make the demo's manifest rows: people, different in picture, prompt, seed, size and length.
+@dataclass(frozen=True)
+class Actor:
+    """A drawn person: paths relative to the manifest."""
+
+    caption: str
+    image: str
+    """The first frame."""
+    reference: str
+    """The same person in another pose, on a plain backdrop."""
+    poses: str
+    """The skeleton of every frame, as a video."""
+
+
+def build_requests(cast: dict[str, Actor], portrait: str) -> list[dict[str, Any]]:
+    """Make the demo's manifest rows, one or two of every kind of request.
 
     Args:
-        portraits: Paths of at least one portrait.
+        cast: From :func:`draw_cast`.
+        portrait: Path of a portrait.
 
     Returns:
-        Nine rows under manifest column names.
+        Ten rows under manifest column names.
     """
 
-    def face(index: int) -> str:
-        return portraits[index % len(portraits)]
+    def follow(name: str) -> dict[str, Any]:
+        return {"video": cast[name].poses, "video_is_control": True}
 
-    rows: list[dict[str, Any]] = [
-        {"condition_image": face(0), "prompt": "a woman smiles and turns her head slowly"},
-        {"condition_image": face(1), "prompt": "a man rests his head on his hand, thinking"},
-        {"condition_image": face(2), "prompt": "a painter looks up from the canvas", "seed": 7},
-        {
-            "condition_image": face(3),
-            "prompt": "a laughing man lifts his hat",
-            "motion_speed": 16.0,
+    def told(name: str) -> dict[str, Any]:
+        return {"prompt": cast[name].caption}
+
+    def shown(name: str) -> dict[str, Any]:
+        return told(name) | {"condition_image": cast[name].image}
+
+    greeting = cast["greeting"].reference
+    rows: dict[str, dict[str, Any]] = {
+        "text": told("waving"),
+        "text-in-a-room": told("turning"),
+        "picture": shown("clapping"),
+        "portrait": {
+            "condition_image": portrait,
+            "prompt": "portrait of a person who is turning the head",
         },
-        {
-            "condition_image": face(0),
-            "reference_image": face(0),
-            "ip_adapter_image": face(0),
-            "prompt": "a woman in the evening light, wind in her hair",
-            "guidance_scale": 3.0,
+        "same-person-elsewhere": {
+            "reference_image": greeting,
+            "ip_adapter_image": greeting,
+            "prompt": "a person is walking on a beach",
         },
-        {
-            "condition_image": face(1),
-            "ip_adapter_image": face(2),
-            "prompt": "a doctor in a garden, calm",
-            "negative_prompt": "blurred, extra fingers",
-            "motion_speed": 4.0,
+        "picture-and-poses": shown("raising") | follow("raising"),
+        "kick": shown("kicking") | follow("kicking"),
+        "text-and-poses": told("bowing") | follow("bowing"),
+        "same-person-other-poses": {
+            "reference_image": greeting,
+            "ip_adapter_image": greeting,
+            "prompt": "a person in a meadow",
+            **follow("raising"),
         },
-        {"prompt": "a dancer on a stage, full body", "reference_image": face(2), "seed": 11},
-        {
-            "condition_image": face(3),
-            "prompt": "portrait of a cavalier, wide frame",
-            "width": 160,
-            "height": 96,
-        },
-        {
-            "condition_image": face(0),
-            "prompt": "a woman speaks to the camera, long shot in overlapping windows",
-            "num_frames": 48,
-            "motion_speed": 2.0,
-        },
-    ]
+        "long": shown("dancing") | follow("dancing") | {"num_frames": LONG_FRAMES},
+    }
     return [
-        {"request_id": f"demo-{number:02d}", "seed": number, **row}
-        for number, row in enumerate(rows, start=1)
+        {"request_id": f"{number:02d}-{kind}", "seed": number, **row}
+        for number, (kind, row) in enumerate(rows.items(), start=1)
     ]
+
+
+def draw_cast(folder: Path, profile: Profile) -> dict[str, Actor]:
+    """Draw the people of the demo and their skeletons.
+
+    Args:
+        folder: Of the manifest; files go into a folder below it.
+        profile: Gives size, length and frame rate.
+
+    Returns:
+        The people by what they do.
+    """
+    import numpy as np
+
+    from musev.media import encode_png, write_segment
+    from musev.synthetic.clips import draw_clip
+
+    (folder / MEDIA).mkdir(parents=True, exist_ok=True)
+    cast = {}
+    for name, index in _CAST.items():
+        clip = draw_clip(
+            _CAST_SEED,
+            index,
+            held_out=True,
+            height=profile.height,
+            width=profile.width,
+            num_frames=LONG_FRAMES if name == "dancing" else profile.num_frames,
+            fps=profile.fps,
+        )
+        actor = Actor(
+            caption=clip.caption,
+            image=f"{MEDIA}/{name}.png",
+            reference=f"{MEDIA}/{name}-reference.png",
+            poses=f"{MEDIA}/{name}-poses.mp4",
+        )
+        (folder / actor.image).write_bytes(encode_png(clip.frames_TYXC[0]))
+        (folder / actor.reference).write_bytes(encode_png(clip.reference_YXC))
+        write_segment(
+            folder / actor.poses,
+            (
+                np.kron(frame, np.ones((_ENLARGED, _ENLARGED, 1), np.uint8))
+                for frame in clip.control_TYXC
+            ),
+            fps=profile.fps,
+            encoder=EncoderConfig(crf=8),
+        )
+        cast[name] = actor
+    return cast
 
 
 def find_portraits(folder: Path, *, drawn_into: Path) -> list[str]:
@@ -126,16 +193,17 @@ def main(argv: list[str] | None = None) -> int:
 
     started = time.monotonic()
     output: Path = options.output.resolve()
+    profile = get_profile(PROFILE)
     portraits = find_portraits(options.portraits, drawn_into=output / "portraits")
     manifest = output / "manifest.parquet"
-    requests = build_requests(portraits)
+    requests = build_requests(draw_cast(output, profile), portraits[0])
     write_manifest(requests, str(manifest))
     command = [
         *(sys.executable, "-m", "jobs.text_to_video"),
-        *("--manifest", str(manifest), "--output", str(output), "--profile", "mini"),
+        *("--manifest", str(manifest), "--output", str(output), "--profile", PROFILE),
         *("--workers", str(NUM_WORKERS)),
     ]
-    say(f"{len(requests)} requests with portraits from {Path(portraits[0]).parent}")
+    say(f"{len(requests)} requests; drawn people in {output / MEDIA}, portrait {portraits[0]}")
     say("$ python " + " ".join(command[1:]))
     try:
         status = subprocess.run(command, cwd=ROOT, check=False).returncode
@@ -147,7 +215,8 @@ def main(argv: list[str] | None = None) -> int:
     say(f"contact sheet  {output / 'contact_sheet.png'}")
     say(f"report         {output / 'report.html'}")
     say(f"demo finished with status {status} in {time.monotonic() - started:.0f} s")
-    say(_WEIGHTS_NOTE)
+    if profile.weights.random_seed is not None:
+        say(_RANDOM_WEIGHTS_NOTE)
     return status
 
 

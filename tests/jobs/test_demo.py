@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from jobs.demo import build_requests, find_portraits
-from musev.media import read_image
+from jobs.demo import (
+    _CAST,
+    _CAST_SEED,
+    PROFILE,
+    Actor,
+    build_requests,
+    draw_cast,
+    find_portraits,
+)
+from musev.config import replace_setting
+from musev.media import fit_image, read_image, read_video
 from musev.registry import get_profile
+from musev.synthetic.clips import draw_clip
 from pipelines.manifest import read_manifest, resolve_rows, write_manifest
+from pipelines.media_cache import MediaCache
+from pipelines.rows import request_from_json, request_to_json
+from pipelines.stages.load_inputs import load_inputs
 
 
 def test_without_a_folder_of_portraits_people_are_drawn(tmp_path: Path) -> None:
@@ -29,17 +44,58 @@ def test_given_portraits_are_used_as_they_are(tmp_path: Path) -> None:
     assert not (tmp_path / "drawn").exists()
 
 
-@pytest.mark.parametrize("num_portraits", [1, 4, 7])
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("demo")
+
+
+@pytest.fixture(scope="module")
+def cast(folder: Path) -> dict[str, Actor]:
+    return draw_cast(folder, get_profile(PROFILE))
+
+
 def test_every_request_of_the_demo_is_valid_and_different(
-    tmp_path: Path, num_portraits: int
+    folder: Path, cast: dict[str, Actor]
 ) -> None:
-    manifest = str(tmp_path / "manifest.parquet")
-    write_manifest(build_requests([f"/face-{n}.png" for n in range(num_portraits)]), manifest)
+    """All media are there and long enough: the input stage finds nothing to complain about."""
+    portrait = find_portraits(folder / "nowhere", drawn_into=folder / "portraits")[0]
+    manifest = str(folder / "manifest.parquet")
+    write_manifest(build_requests(cast, portrait), manifest)
     raw = read_manifest(manifest)
-    requests, refused = resolve_rows(raw.rows, get_profile("mini"), raw.base_uri)
+    profile = replace_setting(get_profile(PROFILE), "weights.random_seed", "0")
+    requests, refused = resolve_rows(raw.rows, profile, raw.base_uri)
     assert refused == []
     assert len(requests) >= 8
-    assert len({(r.prompt, r.seed) for r in requests}) == len(requests)
-    assert max(r.num_frames for r in requests) == 48
-    for column in ("condition_image", "reference_image", "ip_adapter_image"):
-        assert any(column in r.media for r in requests)
+    cache = MediaCache(run_id="demo", folder=str(folder / "cache"))
+    names = [f"sample-{number}" for number in range(len(requests))]
+    rows = [
+        load_inputs(
+            {"row": number, "request": request_to_json(request)},
+            cache=cache,
+            name_sample=lambda *_: names.pop(),
+        )
+        for number, request in enumerate(requests)
+    ]
+    assert [row["error_message"] for row in rows] == [""] * len(rows)
+    checked = [request_from_json(row["request"]) for row in rows]
+    kinds = {
+        "text alone": lambda r: not r.media,
+        "picture alone": lambda r: set(r.media) == {"condition_image"},
+        "reference alone": lambda r: set(r.media) == {"reference_image", "ip_adapter_image"},
+        "picture and poses": lambda r: set(r.media) == {"condition_image", "video"},
+        "poses alone": lambda r: set(r.media) == {"video"},
+        "long": lambda r: r.num_frames == 120,
+    }
+    for kind, holds in kinds.items():
+        assert any(map(holds, checked)), kind
+    assert sum(request.num_frames for request in checked) < 260  # three minutes on two cores
+
+
+def test_the_skeletons_survive_the_video(folder: Path, cast: dict[str, Actor]) -> None:
+    """Thin coloured lines: yuv420p at the clip's own size would wash them out."""
+    clip = draw_clip(_CAST_SEED, _CAST["kicking"], held_out=True, num_frames=3)
+    frames = islice(read_video(folder / cast["kicking"].poses), 3)
+    for drawn, enlarged in zip(clip.control_TYXC, frames, strict=True):
+        found = fit_image(enlarged, width=128, height=128).astype(int)
+        assert np.abs(found - drawn)[drawn.max(axis=-1) > 0].mean() < 10
+        assert np.abs(found - drawn)[drawn.max(axis=-1) == 0].mean() < 1
