@@ -77,8 +77,8 @@ def real_clip(row: ClipRow, config: DatasetConfig, cache: MediaCache) -> Dataset
         The clip, with control frames if the row names a video of them.
 
     Raises:
-        BadMediaError: If a video cannot be fetched or read, is another than the row says, or is too
-            short; tells the column and its value.
+        MediaError: If a video cannot be fetched or read, is another than the row says, or is too
+            short; always a :class:`BadMediaError`, which tells the column and its value.
     """
     with _naming("video", row.video):
         digest, content = cache.fetch(row.video)

@@ -135,12 +135,7 @@ def read_clip_table(uri: str, names: Mapping[str, str] | None = None) -> ClipTab
     for number, values in enumerate(raw.rows):
         try:
             row = _check_row(number, values, theirs, raw.base_uri)
-            if row.clip_id in seen:
-                raise _BadValueError(
-                    theirs["clip_id"],
-                    row.clip_id,
-                    f"row {seen[row.clip_id] + 1} has the same name. Give every clip its own.",
-                )
+            _refuse_twin(row, seen, theirs)
         except _BadValueError as problem:
             column, value, message = problem.args
             name = values.get(theirs["clip_id"])
@@ -174,6 +169,15 @@ def _refuse_twins(names: Any, where: str) -> None:
     twins = sorted({name for name in seen if seen.count(name) > 1})
     if twins:
         raise ManifestError(f"{where}: column {twins[0]!r} appears twice. Remove one of them.")
+
+
+def _refuse_twin(row: ClipRow, seen: Mapping[str, int], theirs: Mapping[str, str]) -> None:
+    if row.clip_id in seen:
+        raise _BadValueError(
+            theirs["clip_id"],
+            row.clip_id,
+            f"row {seen[row.clip_id] + 1} has the same name. Give every clip its own.",
+        )
 
 
 def _refuse_missing(rows: Sequence[Mapping[str, Any]], theirs: Mapping[str, str], uri: str) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ from pipelines.resources import MAX_ATTEMPTS
 from pipelines.storage import digest_stream
 
 STAGE = "make_shard"
+MAX_DEADLY_ROWS = 5
+"""A shard with more rows that kill their worker is given up: then it is not the rows' fault."""
+_IN_HAND = "in-hand.json"
 
 logger = logging.getLogger(__name__)
 
@@ -78,8 +82,9 @@ class MakeShard:
 
     Reads ``shard`` (JSON of a :class:`Shard`); leaves ``name``, ``status``, ``num_clips`` and
     ``num_failed``. A clip that cannot be made is a failure in the shard's record and costs no other
-    clip. An attempt is counted in storage before work begins, so a shard that takes its worker down
-    again and again is given up and the others go on.
+    clip. An attempt is counted in storage before work begins. From the second on it also notes each
+    row of a table it takes in hand: a row at which the worker died is left out by the next attempt,
+    as a failure of its own. A shard that goes on killing workers is given up; the others go on.
 
     Args:
         config: Of the dataset.
@@ -115,13 +120,15 @@ class MakeShard:
         """Bring one shard to its end."""
         shard = shard_from_json(row["shard"])
         attempt_id, number = self._ledger.begin_attempt(shard.name)
-        if number > MAX_ATTEMPTS:
+        deadly = self._deadly_rows(shard) if number > 1 else set()
+        if number > MAX_ATTEMPTS + min(len(deadly), MAX_DEADLY_ROWS):
             self._ledger.fail(shard.name, _quarantined(shard, number - 1))
             return _outcome(shard, QUARANTINED, 0, shard.num_clips)
         folder = Path(tempfile.mkdtemp(prefix="musev-shard-"))
         try:
             target = folder / "shard.tar"
-            failed = self._make(shard, target)
+            watched = attempt_id if number > 1 else None
+            failed = self._make(shard, target, deadly=deadly, watched=watched)
             with target.open("rb") as made:
                 digest, _ = digest_stream(made)
             record = {
@@ -133,19 +140,27 @@ class MakeShard:
             }
             done = self._ledger.commit(shard.name, attempt_id, target, record, target=shard.path)
         except StorageError:
+            self._ledger.store.delete([f"work/{shard.name}/{attempt_id}/{_IN_HAND}"])
             self._ledger.release_attempt(shard.name, attempt_id)
             raise
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         return _outcome(shard, COMMITTED, len(done.record["clips"]), len(done.record["failed"]))
 
-    def _make(self, shard: Shard, target: Path) -> list[ClipFailure]:
+    def _make(
+        self, shard: Shard, target: Path, *, deadly: Collection[int], watched: str | None
+    ) -> list[ClipFailure]:
         """Write the tar file; returns the clips that could not be made."""
         failed: list[ClipFailure] = []
 
         def samples() -> Iterator[tuple[str, Mapping[str, bytes]]]:
             for done, (row, make) in enumerate(self._clips(shard)):
                 self._pulse.row(shard.name, STAGE, done, shard.num_clips)
+                if row is not None and row.row in deadly:
+                    failed.append(_failure(row, _worker_lost()))
+                    continue
+                if row is not None and watched is not None:
+                    self._note_in_hand(shard, watched, row.row)
                 try:
                     clip = make()
                     extra = {} if self._encode is None else {LATENTS: self._encode(clip)}
@@ -161,7 +176,26 @@ class MakeShard:
 
         with target.open("wb") as sink:
             write_tar(sink, samples())
+        if watched is not None:
+            self._note_in_hand(shard, watched, None)
         return failed
+
+    def _note_in_hand(self, shard: Shard, attempt_id: str, row: int | None) -> None:
+        note = json.dumps({"run_id": self._ledger.run_id, "row": row})
+        self._ledger.put_work(shard.name, attempt_id, _IN_HAND, note.encode())
+
+    def _deadly_rows(self, shard: Shard) -> set[int]:
+        """Rows that earlier attempts of this run had in hand when they ended without a word."""
+        notes = [
+            json.loads(self._ledger.get_work(shard.name, attempt, name))
+            for attempt, name in self._ledger.list_work(shard.name)
+            if name == _IN_HAND
+        ]
+        return {
+            note["row"]
+            for note in notes
+            if note["run_id"] == self._ledger.run_id and note["row"] is not None
+        }
 
     def _clips(self, shard: Shard) -> Iterator[tuple[ClipRow | None, Callable[[], DatasetClip]]]:
         if shard.rows is None:
@@ -189,10 +223,21 @@ def _failure(row: ClipRow, error: Exception) -> ClipFailure:
     )
 
 
+class WorkerLostError(MusevError):
+    """A row took its worker down."""
+
+
+def _worker_lost() -> WorkerLostError:
+    return WorkerLostError(
+        "the worker died while it made this clip (out of memory, or a crash of a library). Give a "
+        "smaller or shorter video, or encode it again."
+    )
+
+
 def _quarantined(shard: Shard, attempts: int) -> dict[str, Any]:
     return {
         "status": QUARANTINED,
-        "error_class": "WorkerLostError",
+        "error_class": WorkerLostError.__name__,
         "error_stage": STAGE,
         "error_message": (
             f"the worker died {attempts} times while it made clips {shard.first} to "

@@ -32,7 +32,6 @@ from tests.pipelines.dataset_parts import (
     broken_networks,
     deadly_networks,
     drawn,
-    fake_networks,
     files_of,
     graph,
     of_table,
@@ -122,19 +121,34 @@ def test_bad_rows_fail_alone_and_are_tried_again_when_asked(folder: Path) -> Non
     assert make(later)[2] == []
 
 
-def test_a_shard_that_kills_its_worker_is_given_up_and_the_others_are_made(folder: Path) -> None:
-    table = write_table(folder, 7)
-    rows = [dataclasses.replace(row, caption="die") if row.row == 4 else row for row in table.rows]
+def test_a_row_that_kills_its_worker_fails_alone(folder: Path) -> None:
+    table = write_table(folder, 4)
+    rows = [dataclasses.replace(row, caption="die") if row.row == 1 else row for row in table.rows]
     source = of_table(dataclasses.replace(table, rows=rows))
     wired = graph(folder, source, profile=MINI, load_networks=deadly_networks)
     state, card, _ = make(wired)
-    assert [failure.row for failure in state.failures] == [3, 4, 5]
-    assert len(state.lost) == 1
-    assert card["counts"]["clips"] == 4
+    assert [(item.row, item.error_class) for item in state.failures] == [(1, "WorkerLostError")]
+    assert (card["counts"]["clips"], card["vae_mark"]) == (3, "mark")
+
+
+def test_a_shard_that_was_given_up_is_left_alone_until_asked(folder: Path) -> None:
+    wired = graph(folder, drawn(4))
+    first, second = plan_dataset(wired).shards
+    wired.ledger.fail(
+        first.name,
+        {
+            "status": "quarantined",
+            "error_class": "WorkerLostError",
+            "error_stage": "make_shard",
+            "error_message": "it killed its worker",
+            "rows": [],
+        },
+    )
     plan = plan_dataset(wired)
-    assert (len(plan.to_make), len(plan.failed_before)) == (0, 1)
-    calm = dataclasses.replace(wired, load_networks=fake_networks)
-    assert make(calm, retry_failed=True)[1]["counts"]["clips"] == 7
+    assert plan.to_make == [second]
+    assert plan.failed_before == [first]
+    assert "given up       1 shards" in plan.lines()[-1]
+    assert list(plan_dataset(wired, retry_failed=True).to_make) == [first, second]
 
 
 def test_what_keeps_workers_from_starting_ends_the_run_with_its_reason(folder: Path) -> None:

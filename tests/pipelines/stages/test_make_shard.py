@@ -150,6 +150,45 @@ def test_a_shard_that_killed_its_workers_is_given_up(tmp_path: Path) -> None:
     assert "--retry-failed" in record["error_message"]
 
 
+def die_at(number: int) -> Any:
+    """Networks that leave the stage at one caption, as a killed process would."""
+
+    def encode(clip: Any) -> bytes:
+        if clip.clip_id == f"c{number}":
+            raise KeyboardInterrupt
+        return b"latents"
+
+    return lambda *_: (encode, "mark")
+
+
+def test_a_row_that_killed_its_worker_twice_fails_alone(tmp_path: Path) -> None:
+    good = str(tmp_path / video(tmp_path / "good.mp4"))
+    shard = real_shard(*(row(number, good) for number in range(4)))
+    ledger = Ledger(str(tmp_path / "out"))
+    make = stage(tmp_path, seed=None, ledger=ledger, profile=MINI, load_networks=die_at(1))
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            make({"shard": shard.to_json()})
+    assert make({"shard": shard.to_json()})["num_failed"] == 1
+    record = ledger.find_commit(shard.name)
+    assert [clip["clip_id"] for clip in record["clips"]] == ["c0", "c2", "c3"]
+    (failure,) = record["failed"]
+    assert (failure["row"], failure["error_class"]) == (1, "WorkerLostError")
+    assert ledger.store.list("work") == {}
+
+
+def test_what_another_run_had_in_hand_is_held_against_no_row(tmp_path: Path) -> None:
+    good = str(tmp_path / video(tmp_path / "good.mp4"))
+    shard = real_shard(row(0, good), row(1, good))
+    out = str(tmp_path / "out")
+    make = stage(tmp_path, seed=None, ledger=Ledger(out), profile=MINI, load_networks=die_at(1))
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            make({"shard": shard.to_json()})
+    calm = stage(tmp_path, seed=None, ledger=Ledger(out), profile=MINI, load_networks=fake_networks)
+    assert calm({"shard": shard.to_json()})["num_failed"] == 0
+
+
 def test_silent_storage_is_held_against_no_shard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
