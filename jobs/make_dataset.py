@@ -266,9 +266,9 @@ def _summary_lines(graph: DatasetGraph, state: DatasetState, made: int, wall_s: 
     lines = [
         f"made           {made} clips in {describe_seconds(wall_s)} "
         f"({made / wall_s:.1f} clips/s with start-up)",
-        f"dataset        {len(state.clips)} clips in {len(state.paths)} shards, "
+        f"dataset        {state.clips.num_rows} clips in {len(state.paths)} shards, "
         f"{state.num_bytes / 2**20:.1f} MiB",
-        f"failed         {graph.source.num_clips - len(state.clips)} clips",
+        f"failed         {graph.source.num_clips - state.clips.num_rows} clips",
     ]
     lines += [f"  {failure.line()}" for failure in state.failures[:_SHOWN_FAILURES]]
     if len(state.failures) > _SHOWN_FAILURES:

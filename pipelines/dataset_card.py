@@ -10,12 +10,14 @@ import io
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from musev import __version__
@@ -33,14 +35,15 @@ from pipelines.ledger import Ledger, Record
 INDEX, CARD, PAGE, FAILED = "index.parquet", "dataset.json", "README.md", "failures.jsonl"
 _SHOWN_VALUES = 20
 _SHOWN_FAILURES = 50
+_SIDE_BY_SIDE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetState:
     """What became of a dataset's shards."""
 
-    clips: Sequence[Mapping[str, Any]]
-    """Rows of the index."""
+    clips: pa.Table
+    """The index."""
     failures: Sequence[ClipFailure]
     lost: Sequence[str]
     """Names of shards that took their worker down too often."""
@@ -79,25 +82,44 @@ def read_state(ledger: Ledger, shards: Sequence[Shard], source: Source) -> Datas
     Returns:
         The state; shards that nobody has made yet are not in it.
     """
-    committed, failed = ledger.committed(), ledger.failures()
-    clips: list[Mapping[str, Any]] = []
+    committed, failed = ledger.committed_ids(), ledger.failures()
+    parts: list[pa.Table] = []
     failures = list(source.table.failures) if source.table else []
-    records = [committed[shard.name] for shard in shards if shard.name in committed]
-    for record in records:
-        clips += _clips_of(ledger, record)
+    num_bytes, paths, marks = 0, [], set()
+    for record in read_records(ledger, [s.name for s in shards if s.name in committed]):
+        parts.append(pa.Table.from_pylist(_clips_of(ledger, record), schema=INDEX_SCHEMA))
         failures += [ClipFailure(**failure) for failure in record["failed"]]
+        num_bytes += record["bytes"]
+        paths.append(record["video"])
+        marks.add(record["vae_mark"])
     lost = [shard.name for shard in shards if shard.name in failed]
     for name in lost:
         failures += [_lost_row(failed[name], row, clip) for row, clip in failed[name]["rows"]]
-    marks = {record["vae_mark"] for record in records}
     return DatasetState(
-        clips=clips,
+        clips=pa.concat_tables(parts) if parts else INDEX_SCHEMA.empty_table(),
         failures=sorted(failures, key=lambda failure: failure.row),
         lost=lost,
-        num_bytes=sum(record["bytes"] for record in records),
-        paths=[record["video"] for record in records],
+        num_bytes=num_bytes,
+        paths=paths,
         vae_mark=marks.pop() if len(marks) == 1 else None,
     )
+
+
+def read_records(ledger: Ledger, names: Sequence[str]) -> Iterator[Record]:
+    """Read commit records side by side, a few at a time: a record holds a shard's index.
+
+    Args:
+        ledger: Of the output.
+        names: Of committed shards.
+
+    Yields:
+        Records in the order of the names.
+    """
+    with ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
+        for start in range(0, len(names), _SIDE_BY_SIDE):
+            for record in pool.map(ledger.find_commit, names[start : start + _SIDE_BY_SIDE]):
+                if record is not None:
+                    yield record
 
 
 def _clips_of(ledger: Ledger, record: Record) -> list[dict[str, Any]]:
@@ -143,7 +165,7 @@ def write_card(
         The card.
     """
     sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(list(state.clips), schema=INDEX_SCHEMA), sink)
+    pq.write_table(state.clips, sink)
     lines = [json.dumps(vars(failure), ensure_ascii=False) for failure in state.failures]
     card = make_card(state, config=config, source=source, settings=settings)
     store = ledger.store
@@ -168,8 +190,9 @@ def make_card(
     Returns:
         Plain values.
     """
-    frames = sum(clip["num_frames"] for clip in state.clips)
-    files = Counter(member["name"] for clip in state.clips for member in clip["members"])
+    frames = int(pc.sum(state.clips["num_frames"]).as_py() or 0)
+    names = pc.struct_field(pc.list_flatten(state.clips["members"]), "name")
+    files = Counter({pair["values"]: pair["counts"] for pair in names.value_counts().to_pylist()})
     drawn = source.table is None
     origin: dict[str, Any] = {"kind": source.kind}
     origin |= {"seed": source.seed, "held_out": config.held_out} if drawn else {}
@@ -182,8 +205,8 @@ def make_card(
         "seeds": [source.seed] if drawn else [],
         "counts": {
             "asked_for": source.num_clips,
-            "clips": len(state.clips),
-            "failed": source.num_clips - len(state.clips),
+            "clips": state.clips.num_rows,
+            "failed": source.num_clips - state.clips.num_rows,
             "frames": frames,
             "seconds": round(frames / config.fps, 3),
             "shards": len(state.paths),
@@ -195,18 +218,18 @@ def make_card(
             if files[suffix]
         },
         "index": {name: about for name, (_, about) in INDEX_FIELDS.items()},
-        "attributes": _count_values(state.clips),
+        "attributes": _count_values(state.clips["attributes"]),
         "settings": dict(settings),
         "vae_mark": state.vae_mark,
         "shards": list(state.paths),
     }
 
 
-def _count_values(clips: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+def _count_values(attributes: Iterable[pa.StringScalar]) -> dict[str, dict[str, int]]:
     """How often each value occurs, the most frequent of every attribute that holds words."""
     counts: dict[str, Counter[str]] = {}
-    for clip in clips:
-        for name, value in json.loads(clip["attributes"]).items():
+    for text in attributes:
+        for name, value in json.loads(text.as_py()).items():
             if isinstance(value, (str, bool, int)):
                 counts.setdefault(name, Counter())[str(value)] += 1
     return {

@@ -23,7 +23,7 @@ from typing import Any
 
 from musev.config import Profile
 from musev.errors import ConfigError, MusevError
-from pipelines.dataset_card import DatasetState, read_state, write_card
+from pipelines.dataset_card import DatasetState, read_records, read_state, write_card
 from pipelines.dataset_plan import (
     DatasetConfig,
     Shard,
@@ -146,12 +146,11 @@ def plan_dataset(graph: DatasetGraph, *, retry_failed: bool = False) -> DatasetP
     committed, failed = ledger.committed_ids(), set(ledger.failures())
     shards = newest_rounds(plan_shards(settings, graph.source), committed)
     if retry_failed:
-        records = ledger.committed()
+        there = [shard.name for shard in shards if shard.name in committed]
+        records = zip(there, read_records(ledger, there), strict=True)
+        lacking = {name for name, record in records if record["failed"]}
         shards = [
-            in_round(shard, shard.round + 1)
-            if shard.name in records and records[shard.name]["failed"]
-            else shard
-            for shard in shards
+            in_round(shard, shard.round + 1) if shard.name in lacking else shard for shard in shards
         ]
     settled = committed if retry_failed else committed | failed
     return DatasetPlan(

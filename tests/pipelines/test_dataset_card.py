@@ -5,9 +5,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from musev.training.shard_files import INDEX_FIELDS
+from musev.training.shard_files import INDEX_FIELDS, INDEX_SCHEMA
 from musev.training.shards import ShardDataset
 from pipelines.clip_table import ClipFailure
 from pipelines.dataset_card import DatasetState, card_page, make_card, read_state, write_card
@@ -31,7 +32,7 @@ def clip(number: int, **attributes: Any) -> dict[str, Any]:
 
 def state(*clips: dict[str, Any], failures: tuple[ClipFailure, ...] = ()) -> DatasetState:
     return DatasetState(
-        clips=clips,
+        clips=pa.Table.from_pylist(list(clips), schema=INDEX_SCHEMA),
         failures=failures,
         lost=(),
         num_bytes=10240,
@@ -155,8 +156,8 @@ def test_a_tar_that_was_there_already_is_described_as_it_lies_there(tmp_path: Pa
     made(tmp_path, source, seed=4)
     assert wired.ledger.store.read(shard.path) == planted
     found = read_state(wired.ledger, [shard], source)
-    assert [row["seed"] for row in found.clips] == [77, 77]
-    for row in found.clips:
+    assert [row["seed"] for row in found.clips.to_pylist()] == [77, 77]
+    for row in found.clips.to_pylist():
         offset, size = next((m["offset"], m["size"]) for m in row["members"] if m["name"] == "json")
         assert json.loads(planted[offset : offset + size])["key"] == row["key"]
         assert row["shard"] == shard.path

@@ -175,7 +175,7 @@ def test_on_s3(folder: Path, s3_uri: str, s3_server: S3Server) -> None:
     ledger = Ledger(f"{s3_uri}/some/data", options)
     source = drawn(4)
     state, _, names = make(graph(folder, source, ledger=ledger))
-    assert (len(state.clips), len(names)) == (4, 2)
+    assert (state.clips.num_rows, len(names)) == (4, 2)
     assert make(graph(folder, source, ledger=ledger))[2] == []
     make(graph(folder, source, num_workers=1))
     local = files_of(folder)
