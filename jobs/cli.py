@@ -56,6 +56,18 @@ def make_dataset(context: typer.Context) -> None:
     raise typer.Exit(job.main(context.args))
 
 
+@app.command(
+    "evaluate",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def evaluate(context: typer.Context) -> None:
+    """Judge a run, or a profile on held-out requests, as python -m jobs.evaluate does."""
+    from jobs import evaluate as job
+
+    raise typer.Exit(job.main(context.args))
+
+
 @app.command("manifest")
 def manifest(
     source: Annotated[str, typer.Argument(help="Manifest to read; path or URL.", metavar="SRC")],

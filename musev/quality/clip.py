@@ -52,7 +52,7 @@ class Expected:
     windows: Sequence[Window] | None = None
     """Those of the generated frames' last step, the first generated frame being number 0."""
     num_given: int = 0
-    """Frames at the beginning that were given, not generated: no window holds them."""
+    """Frames at the beginning that were given, or drawn by themselves: no window holds them."""
 
     @property
     def shows_person(self) -> bool:

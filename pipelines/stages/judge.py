@@ -140,9 +140,11 @@ class JudgeClip:
                 continue
             exact = request.sampling.image_fit == "upstream"
             known[name] = fit_image(picture_YXC, **size, exact_upstream=exact)
-        num_given = 0 if request.condition_image is None else 1
-        windows = last_step_windows(num_frames - num_given, request.sampling)
-        return Expected(**known, windows=windows, num_given=num_given), reasons
+        first_alone = request.sampling.first_frame.origin == "drawn"
+        num_given = int(first_alone or request.condition_image is not None)
+        if num_frames > num_given:
+            known["windows"] = last_step_windows(num_frames - num_given, request.sampling)
+        return Expected(**known, num_given=num_given), reasons
 
 
 def _shrink_to_fit(row: Row) -> Any:

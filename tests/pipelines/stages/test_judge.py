@@ -9,7 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from musev.config import ClipRequest, EncoderConfig, SamplingConfig, WindowConfig
+from musev.config import (
+    ClipRequest,
+    EncoderConfig,
+    FirstFrameConfig,
+    SamplingConfig,
+    WindowConfig,
+)
 from musev.errors import StorageError
 from musev.media import encode_png, write_segment
 from musev.quality.drawn import DrawnClip
@@ -179,3 +185,14 @@ def test_every_layout_can_be_judged(
     asked = asked_for(drawn(), sampling=SamplingConfig(windows=windows))
     outcome = stage(put(ledger, drawn().frames_TYXC, asked, tmp_path))
     assert outcome["reason"] == ""
+
+
+@pytest.mark.parametrize(("origin", "num_border_changes"), [("drawn", 22), ("noise", 23)])
+def test_a_first_frame_drawn_by_itself_is_in_no_window(
+    stage: JudgeClip, ledger: Ledger, tmp_path: Path, origin: str, num_border_changes: int
+) -> None:
+    sampling = dataclasses.replace(TILES, first_frame=FirstFrameConfig(origin=origin))  # type: ignore[arg-type]
+    stage(put(ledger, drawn().frames_TYXC, asked_for(drawn(), sampling=sampling), tmp_path))
+    assert len(scores_of(ledger).curves["seam_curve"]) == num_border_changes
+    one = drawn().frames_TYXC[:1]
+    assert stage(put(ledger, one, asked_for(drawn(), sampling=sampling), tmp_path))["reason"] == ""
