@@ -10,7 +10,7 @@ TEST := OMP_NUM_THREADS=1 .venv/bin/python -m pytest
 SOURCES := musev pipelines jobs tests benchmarks
 
 help:
-	@echo "make demo      render nine short videos from a Parquet manifest into out/demo"
+	@echo "make demo      render ten short videos from a Parquet manifest into out/demo"
 	@echo "make test      the tests that need neither a GPU nor many gigabytes"
 	@echo "make test-all  also the large networks and the tests that kill running jobs"
 	@echo "make test-gpu  the tests that need a CUDA device"

@@ -172,13 +172,15 @@ def open_control_frames(request: ClipRequest, video: Path) -> FrameStore:
 
 def _fitted_frames(request: ClipRequest, video: Path) -> Iterator[np.ndarray]:
     source_fps = scan_video(video).fps
+    upstream = request.sampling.image_fit == "upstream"
     with closing(read_video(video)) as decoded:
         for frame_YXC in resample_frames(decoded, source_fps=source_fps, fps=request.fps):
             yield fit_image(
                 frame_YXC,
                 width=request.width,
                 height=request.height,
-                exact_upstream=request.sampling.image_fit == "upstream",
+                resampling="bilinear" if upstream else "lanczos",
+                exact_upstream=upstream,
             )
 
 

@@ -26,6 +26,7 @@ Pillow's own warning limit (``Image.MAX_IMAGE_PIXELS``, a quarter of a gigabyte 
 _RESAMPLING = {
     "lanczos": Image.Resampling.LANCZOS,
     "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
 }
 _PICTURE_MARKS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"RIFF", b"BM")
 _SIGNATURES = (
@@ -96,7 +97,7 @@ def fit_image(
     *,
     width: int,
     height: int,
-    resampling: Literal["lanczos", "bicubic"] = "lanczos",
+    resampling: Literal["lanczos", "bicubic", "bilinear"] = "lanczos",
     exact_upstream: bool = False,
 ) -> np.ndarray:
     """Cut the middle of a picture to the wanted aspect, then resize it.
@@ -105,8 +106,9 @@ def fit_image(
         image: ``image_YXC``, uint8.
         width: Wanted width in pixels.
         height: Wanted height in pixels.
-        resampling: Upstream uses ``lanczos`` for pictures that become latents and ``bicubic`` for
-            pictures that go to detectors and CLIP.
+        resampling: Upstream uses ``lanczos`` for pictures that become latents, ``bicubic`` for
+            pictures that go to detectors and CLIP, and ``bilinear`` for the frames of a video: four
+            pixels are mixed however much smaller the frame becomes.
         exact_upstream: Cut exactly where upstream does. It rounds the borders to whole pixels and
             always loses the last row and the last column, even of a picture that already fits.
 
@@ -122,10 +124,9 @@ def fit_image(
     if width < 1 or height < 1:
         raise MediaError(f"a picture cannot be resized to {width} x {height} pixels")
     rows, columns = image.shape[:2]
-    size, method = (width, height), _RESAMPLING[resampling]
     if not exact_upstream:
         box = _centre_crop(columns, rows, width / height)
-        return np.array(Image.fromarray(image).resize(size, method, box=box))
+        return _resize(image, width, height, resampling, box=box)
     left, top, right, bottom = _upstream_crop(columns, rows, width / height)
     if right <= left or bottom <= top:
         raise MediaError(
@@ -133,8 +134,10 @@ def fit_image(
             f"{width} x {height}; give a larger one"
         )
     # Cut first: given a box, Pillow's filter would also look at pixels just outside of it.
-    cut = Image.fromarray(np.ascontiguousarray(image[top:bottom, left:right]))
-    return np.array(cut.resize(size, method))
+    cut = np.ascontiguousarray(image[top:bottom, left:right])
+    if resampling == "bilinear":
+        return _mix_four(cut, width, height)
+    return _resize(cut, width, height, resampling)
 
 
 def encode_png(image: np.ndarray) -> bytes:
@@ -142,6 +145,34 @@ def encode_png(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def _resize(
+    image: np.ndarray,
+    width: int,
+    height: int,
+    resampling: str,
+    *,
+    box: tuple[float, float, float, float] | None = None,
+) -> np.ndarray:
+    picture = Image.fromarray(image)
+    return np.array(picture.resize((width, height), _RESAMPLING[resampling], box=box))
+
+
+def _mix_four(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    """torch's ``interpolate(mode="bilinear")`` of uint8: columns first, whole levels in between.
+
+    Pillow's filter of that name would widen where it shrinks.
+    """
+    for axis, size in ((1, width), (0, height)):
+        last = image.shape[axis] - 1
+        place = np.clip((np.arange(size) + 0.5) * ((last + 1) / size) - 0.5, 0, last)
+        before = np.floor(place).astype(int)
+        share = np.expand_dims(place - before, [other for other in range(3) if other != axis])
+        lower = np.take(image, before, axis)
+        upper = np.take(image, np.minimum(before + 1, last), axis)
+        image = np.floor(lower * (1 - share) + upper * share + 0.5).astype(np.uint8)
+    return image
 
 
 def _centre_crop(columns: int, rows: int, aspect: float) -> tuple[float, float, float, float]:

@@ -12,7 +12,13 @@ import pytest
 from PIL import Image
 
 from musev.errors import MediaError
-from musev.media.images import MAX_PIXELS, encode_png, fit_image, read_image
+from musev.media.images import (
+    MAX_PIXELS,
+    _upstream_crop,
+    encode_png,
+    fit_image,
+    read_image,
+)
 from tests.goldens import GOLDENS, load_tensors, require_goldens
 
 WIDTH, HEIGHT = 24, 16
@@ -264,3 +270,20 @@ def test_reading_equals_upstream(case: str) -> None:
     images = _golden_images()
     image = read_image(_saved(Image.fromarray(images[f"{case}.in"]), "PNG"))
     np.testing.assert_array_equal(image, images[f"{case}.read5d"][0, :, 0].transpose(1, 2, 0))
+
+
+@pytest.mark.parametrize("size", [(71, 106), (300, 200), (30, 31)])
+def test_frames_of_a_video_are_resized_as_torch_does(size: tuple[int, int]) -> None:
+    """The original interpolates uint8 tensors; in a few places its fixed point is one level off."""
+    import torch
+
+    rows, columns = size
+    frame = np.random.default_rng(0).integers(0, 256, (rows + 1, columns + 1, 3), dtype=np.uint8)
+    height, width = 64, round(64 * columns / rows)
+    left, top, right, bottom = _upstream_crop(columns + 1, rows + 1, width / height)
+    cut = torch.from_numpy(frame[top:bottom, left:right].copy()).permute(2, 0, 1)[None]
+    theirs = torch.nn.functional.interpolate(cut, size=(height, width), mode="bilinear")
+    ours = fit_image(frame, width=width, height=height, resampling="bilinear", exact_upstream=True)
+    difference = np.abs(ours.astype(int) - theirs[0].permute(1, 2, 0).numpy())
+    assert difference.max() <= 1
+    assert difference.mean() < 0.01
