@@ -68,6 +68,18 @@ def evaluate(context: typer.Context) -> None:
     raise typer.Exit(job.main(context.args))
 
 
+@app.command(
+    "prepare-weights",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def prepare_weights(context: typer.Context) -> None:
+    """Check a profile's weights, or write them as one folder, as python -m jobs.prepare_weights."""
+    from jobs import prepare_weights as job
+
+    raise typer.Exit(job.main(context.args))
+
+
 @app.command("manifest")
 def manifest(
     source: Annotated[str, typer.Argument(help="Manifest to read; path or URL.", metavar="SRC")],
