@@ -20,6 +20,7 @@ from musev.training import shard_clips as module
 from musev.training.clip_batches import ClipBatches, Position
 from musev.training.corruption import CorruptionConfig
 from musev.training.latents import encode_clip, mark_of
+from musev.training.runs import prepare_run
 from musev.training.shard_clips import (
     ShardClips,
     encode_any,
@@ -33,6 +34,7 @@ from musev.training.stages import BatchConfig
 from musev.training.vae import make_vae
 from musev.training.vocabulary import make_word_tokenizer
 from tests.musev.training.dataset_folder import write_dataset
+from tests.musev.training.small import changed, save_small_vae, small_run, weights_of
 
 ENCODER = EncoderConfig(preset="ultrafast")
 NUM_CLIPS, NUM_FRAMES = 5, 3
@@ -159,6 +161,23 @@ def test_batches_of_a_stage_with_everything(vae: AutoencoderKL, tmp_path: Path) 
     assert batch["image_prompt_BCYX"].shape == (2, 3, 16, 16)
     again = batches.at(Position(step=3))
     assert all(torch.equal(batch[name], again[name]) for name in batch)
+
+
+@pytest.mark.parametrize("name", ["mini-reference", "mini-controlnet"])
+def test_a_stage_trains_from_a_dataset_and_goes_on_with_the_same_batches(
+    tmp_path: Path, name: str
+) -> None:
+    init = save_small_vae(tmp_path)
+    uri = dataset_uri(tmp_path / "d")
+    run = dataclasses.replace(small_run(name, tmp_path, init), data=uri)
+    first = prepare_run(run)
+    before = weights_of(first.module)
+    assert first.trainer.do_step(first.batches_of(0), 2)["loss"] > 0
+    assert changed(first.module, before)
+    second = prepare_run(run)
+    for old, new in zip(first.batches_of(1), second.batches_of(1), strict=True):
+        assert all(torch.equal(old[key], new[key]) for key in old)
+    assert list((tmp_path / "latents").rglob("*.safetensors"))
 
 
 @pytest.mark.parametrize(
