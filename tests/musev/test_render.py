@@ -220,6 +220,15 @@ def test_half_precision_stays_near_float32(bundle: ModelBundle, precision: torch
     assert (half - full).abs().mean() < 0.1 * full.abs().mean()
 
 
+def test_control_runs_in_half_precision(bundle: ModelBundle, tmp_path: Path) -> None:
+    video = poses(tmp_path / "a.mp4", 3)
+    request = make_request(num_frames=3, control=("openpose",))
+    full = controlled(bundle, request, video, portrait())
+    half = controlled(make_tiny_bundle(0).to("cpu", "bfloat16"), request, video, portrait())
+    assert half.dtype == torch.float32
+    assert (half - full).abs().mean() < 0.1 * full.abs().mean()
+
+
 def in_precision(bundle: ModelBundle, dtype: torch.dtype) -> ModelBundle:
     """Cast every network of a bundle."""
     for network in bundle.networks.values():
