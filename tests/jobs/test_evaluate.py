@@ -113,6 +113,7 @@ def test_any_runs_output_is_judged_once(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_held_out_requests_of_random_networks_score_as_noise_does(folder: Path) -> None:
     """Every kind of request goes through the ordinary job; a second call does nothing again."""
     arguments = ("--requests", 4, "--seed", 3, "--json", folder / "scores.json", "--workers", 1)

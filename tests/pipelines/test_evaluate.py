@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,14 +15,14 @@ from musev.config import EncoderConfig, to_plain
 from musev.errors import MusevError
 from musev.media import write_segment
 from musev.synthetic.clips import draw_clip
-from pipelines import evaluate
 from pipelines.evaluate import EvaluationGraph, plan_evaluation, publish, run_evaluation
 from pipelines.evaluation_page import PAGE
 from pipelines.ledger import RESULTS, Ledger
 from pipelines.media_cache import MediaCache
 from pipelines.outcomes import Row
 from pipelines.scores import Scored, read_scores, write_scores
-from pipelines.stages.judge import VERSION, JudgeClip
+from pipelines.stages.judge import VERSION
+from tests.pipelines.judges import DiesAtTwo, DiesOnce
 from tests.pipelines.stand_ins import LAPTOP, request
 from tests.real_ray import local_ray
 
@@ -123,40 +122,21 @@ def test_a_run_on_ray_judges_all_writes_table_and_page_and_leaves_nothing_to_do(
     assert [row["sample_id"] for row in again.to_judge] == ["two"]
 
 
-class DiesOnce(JudgeClip):
-    """Takes its worker down at the first video it is given, once."""
-
-    def __call__(self, row: Row) -> Row:
-        mark = Path(self._ledger.out_uri).parent / "died"
-        if not mark.exists():
-            mark.touch()
-            os._exit(9)
-        return super().__call__(row)
-
-
-class DiesAtTwo(JudgeClip):
-    """Takes its worker down whenever it is given the second video."""
-
-    def __call__(self, row: Row) -> Row:
-        if row["sample_id"] == "two":
-            os._exit(9)
-        return super().__call__(row)
-
-
 @pytest.mark.faults
+@pytest.mark.timeout(900)  # a dozen workers die, and each loads torch first
 def test_videos_whose_judge_dies_are_judged_again_and_given_up_at_last(
-    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    ledger: Ledger,
 ) -> None:
-    monkeypatch.setattr(evaluate, "JudgeClip", DiesOnce)
     with local_ray():
         outcomes: list[Row] = []
-        run_evaluation(graph(ledger), plan_evaluation(ledger), title="t", on_row=outcomes.append)
+        once, at_two = graph(ledger, judge=DiesOnce), graph(ledger, judge=DiesAtTwo)
+        run_evaluation(once, plan_evaluation(ledger), title="t", on_row=outcomes.append)
+        assert (Path(ledger.out_uri).parent / "died").exists()
         assert sorted(row["sample_id"] for row in outcomes) == ["one", "three", "two"]
         for name in read_scores(ledger.store):
             ledger.store.delete([f"metrics/{name}.json"])
-        monkeypatch.setattr(evaluate, "JudgeClip", DiesAtTwo)
         outcomes = []
-        run_evaluation(graph(ledger), plan_evaluation(ledger), title="t", on_row=outcomes.append)
+        run_evaluation(at_two, plan_evaluation(ledger), title="t", on_row=outcomes.append)
     reasons = {row["sample_id"]: row["reason"] for row in outcomes}
     assert "died or stood still" in reasons["two"]
     assert (reasons["one"], reasons["three"]) == ("", "")
