@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
-import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +26,7 @@ from pipelines.media_cache import MediaCache
 from pipelines.outcomes import COMMITTED, QUARANTINED, Row
 from pipelines.progress import Pulse
 from pipelines.resources import MAX_ATTEMPTS
+from pipelines.scratch import scratch_folder
 from pipelines.storage import digest_stream
 
 STAGE = "make_shard"
@@ -111,6 +110,7 @@ class MakeShard:
     ) -> None:
         self._config, self._seed = config, seed
         self._ledger, self._cache, self._pulse = ledger, cache, pulse
+        self._folder = scratch_folder()
         self._encode: Encode | None = None
         self._mark: str | None = None
         if profile is not None:
@@ -124,9 +124,8 @@ class MakeShard:
         if number > MAX_ATTEMPTS + min(len(deadly), MAX_DEADLY_ROWS):
             self._ledger.fail(shard.name, _quarantined(shard, number - 1))
             return _outcome(shard, QUARANTINED, 0, shard.num_clips)
-        folder = Path(tempfile.mkdtemp(prefix="musev-shard-"))
+        target = self._folder / f"{shard.name}.tar"
         try:
-            target = folder / "shard.tar"
             watched = attempt_id if number > 1 else None
             failed = self._make(shard, target, deadly=deadly, watched=watched)
             with target.open("rb") as made:
@@ -144,7 +143,7 @@ class MakeShard:
             self._ledger.release_attempt(shard.name, attempt_id)
             raise
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            target.unlink(missing_ok=True)
         return _outcome(shard, COMMITTED, len(done.record["clips"]), len(done.record["failed"]))
 
     def _make(

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +21,7 @@ from pipelines.outcomes import QUARANTINED, READY, Row, fail_row
 from pipelines.progress import Pulse
 from pipelines.resources import MAX_ATTEMPTS
 from pipelines.rows import request_from_json
+from pipelines.scratch import scratch_folder
 
 STAGE = "render"
 
@@ -110,7 +109,7 @@ class RenderClip:
         self._cache = cache
         self._device = device
         self._pulse = pulse
-        self._folder = _scratch_folder()
+        self._folder = scratch_folder()
         self._render = load_engine(profile, device)
 
     def __call__(self, row: Row) -> Row:
@@ -180,26 +179,3 @@ class _StageWatch:
 
     def seconds(self) -> dict[str, float]:
         return {stage: round(seconds, 3) for stage, seconds in self._seconds.items()}
-
-
-def _scratch_folder() -> Path:
-    """Make this process's folder for unfinished files; remove those of killed processes."""
-    parent = Path(tempfile.gettempdir()) / f"musev-scratch-{os.getuid()}"
-    parent.mkdir(parents=True, exist_ok=True)
-    for folder in parent.iterdir():
-        if folder.name.isdigit() and not _alive(int(folder.name)):
-            shutil.rmtree(folder, ignore_errors=True)
-    mine = parent / str(os.getpid())
-    shutil.rmtree(mine, ignore_errors=True)
-    mine.mkdir()
-    return mine
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
