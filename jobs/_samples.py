@@ -10,64 +10,78 @@ from PIL import Image
 
 if TYPE_CHECKING:
     from musev.models.bundle import ModelBundle
+    from musev.synthetic.clips import Clip
     from musev.training.runs import PreparedRun
 
-NUM_PICTURES = 8
-NUM_VIDEOS, SHOWN_FRAMES = 3, 7
+SHOWN_FRAMES = 7
 SEED = 7
 NUM_STEPS = 10
 
 
-def draw_samples(prepared: PreparedRun) -> bytes:
+def draw_samples(prepared: PreparedRun, num_samples: int, size_px: int) -> bytes:
     """Draw what the networks make of held-out clips, truth above.
 
     Args:
         prepared: A run with the average applied.
+        num_samples: Pictures; a third as many videos.
+        size_px: Side of a frame.
 
     Returns:
         A PNG file: reconstructions of a VAE; else generated frames.
     """
     if prepared.bundle is None:
-        rows = _reconstructions(prepared)
+        rows = _reconstructions(prepared, num_samples)
     elif prepared.stage.batch.num_frames == 1:
-        rows = _generated_frames(prepared.bundle)
+        rows = _generated_frames(prepared.bundle, num_samples, size_px)
     else:
-        rows = _generated_clips(prepared.bundle)
+        num_frames = prepared.stage.batch.num_frames
+        rows = _generated_clips(prepared.bundle, -(-num_samples // 3), num_frames, size_px)
     image = np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="PNG")
     return buffer.getvalue()
 
 
-def _reconstructions(prepared: PreparedRun) -> list[np.ndarray]:
+def _reconstructions(prepared: PreparedRun, count: int) -> list[np.ndarray]:
     from musev.training.frames import frame_batch, to_frames
     from musev.training.vae import reconstruct
 
     device = next(prepared.module.parameters()).device
-    pixels = frame_batch(SEED, 0, num_images=NUM_PICTURES, held_out=True)["pixels"].to(device)
+    size_px = prepared.stage.size_px
+    batch = frame_batch(SEED, 0, num_images=count, size_px=size_px, held_out=True)
+    pixels = batch["pixels"].to(device)
     return [to_frames(pixels.cpu()), to_frames(reconstruct(prepared.vae, pixels).cpu())]
 
 
-def _generated_frames(bundle: ModelBundle) -> list[np.ndarray]:
-    from musev.synthetic.clips import draw_clip
+def _generated_frames(bundle: ModelBundle, count: int, size_px: int) -> list[np.ndarray]:
+    clips = [_held_out(number, 1, size_px) for number in range(count)]
+    made = [
+        generate(bundle, clip.caption, seed=number, num_frames=1, size_px=size_px)
+        for number, clip in enumerate(clips)
+    ]
+    return [np.concatenate([clip.frames_TYXC for clip in clips]), np.concatenate(made)]
 
-    clips = [draw_clip(SEED, n, held_out=True, num_frames=1) for n in range(NUM_PICTURES)]
-    made = [generate(bundle, clip.caption, seed=n, num_frames=1) for n, clip in enumerate(clips)]
-    return [np.concatenate([c.frames_TYXC for c in clips]), np.concatenate(made)]
 
-
-def _generated_clips(bundle: ModelBundle) -> list[np.ndarray]:
-    from musev.synthetic.clips import draw_clip
-
+def _generated_clips(
+    bundle: ModelBundle, count: int, num_frames: int, size_px: int
+) -> list[np.ndarray]:
+    """Three rows a clip: the truth, generated from its first frame, generated from text alone."""
     rows = []
-    for number in range(NUM_VIDEOS):
-        clip = draw_clip(SEED, number, held_out=True, num_frames=13)
-        told = generate(bundle, clip.caption, seed=number, num_frames=13)
-        shown = generate(
-            bundle, clip.caption, seed=number, num_frames=13, first_YXC=clip.frames_TYXC[0]
-        )
-        rows += [frames[:: 13 // SHOWN_FRAMES + 1] for frames in (clip.frames_TYXC, shown, told)]
+    for number in range(count):
+        clip = _held_out(number, num_frames, size_px)
+        told = {"seed": number, "num_frames": num_frames, "size_px": size_px}
+        shown = generate(bundle, clip.caption, first_YXC=clip.frames_TYXC[0], **told)
+        alone = generate(bundle, clip.caption, **told)
+        every = -(-num_frames // SHOWN_FRAMES)
+        rows += [frames[::every] for frames in (clip.frames_TYXC, shown, alone)]
     return rows
+
+
+def _held_out(number: int, num_frames: int, size_px: int) -> Clip:
+    from musev.synthetic.clips import draw_clip
+
+    size = {"height": size_px, "width": size_px}
+    return draw_clip(SEED, number, held_out=True, num_frames=num_frames, **size)
 
 
 def generate(
@@ -76,8 +90,8 @@ def generate(
     *,
     seed: int,
     num_frames: int,
+    size_px: int,
     first_YXC: np.ndarray | None = None,
-    size_px: int = 128,
     guidance: float = 2.0,
 ) -> np.ndarray:
     """Render one request with networks in training.
@@ -87,8 +101,8 @@ def generate(
         prompt: Text.
         seed: Of the noise.
         num_frames: In all.
-        first_YXC: A given first frame.
         size_px: Side of the frames.
+        first_YXC: A given first frame.
         guidance: Guidance scale.
 
     Returns:

@@ -80,6 +80,18 @@ def prepare_weights(context: typer.Context) -> None:
     raise typer.Exit(job.main(context.args))
 
 
+@app.command(
+    "train",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def train(context: typer.Context) -> None:
+    """Train one stage of the networks, as python -m jobs.train does."""
+    from jobs import train as job
+
+    raise typer.Exit(job.main(context.args))
+
+
 @app.command("manifest")
 def manifest(
     source: Annotated[str, typer.Argument(help="Manifest to read; path or URL.", metavar="SRC")],

@@ -25,6 +25,7 @@ from jobs._cli import OK, TROUBLE, errors_as_status
 from musev.errors import ConfigError, MusevError
 
 if TYPE_CHECKING:
+    from musev.training.checkpoints import CheckpointStore
     from musev.training.loop import Trainer
     from musev.training.runs import PreparedRun, RunConfig, Worker
 
@@ -53,7 +54,7 @@ def train(
             "--set",
             metavar="KEY=VALUE",
             help="Change the stage, e.g. loop.num_steps=500 or batch.num_clips=8; repeatable. "
-            "run.NAME changes the run: seed, num_clips, size, latents.",
+            "run.NAME changes the run: data, size, seed, num_clips, size_px, num_samples, latents.",
         ),
     ] = None,
     workers: Annotated[
@@ -125,6 +126,9 @@ def make_run(stage: str, output: str, init: str | None, changes: Sequence[str]) 
         else:
             of_stage[key] = value
     changed = replace_settings(get_stage(stage), of_stage)
+    for name in ("data", "latents"):
+        if own.get(name, "none").lower() != "none":
+            own[name] = _absolute(own[name])
     run = RunConfig(stage=changed, out=_absolute(output), init=_absolute(init) if init else None)
     return replace_settings(run, own)
 
@@ -221,14 +225,14 @@ def _train(
         _wrap_ddp(prepared)
     if bfloat16:
         _use_bfloat16(prepared, worker.device.type)
-    first = worker.rank == 0
+    first, whole = worker.rank == 0, strategy == "ddp"
     with contextlib.ExitStack() as stack:
-        hooks = Hooks(evaluate=prepared.evaluate)
+        hooks = Hooks(evaluate=None if whole else prepared.evaluate)
         if first:
             records = stack.enter_context(_Records(run, store))
             hooks = Hooks(
                 on_log=records.write,
-                evaluate=lambda step: _evaluate(prepared, store, step, sharded=strategy == "fsdp"),
+                evaluate=lambda step: _evaluate(prepared, store, run, step, whole=whole),
                 on_save=records.upload,
             )
         run_steps(
@@ -238,13 +242,20 @@ def _train(
             store=store if first else None,
             hooks=hooks,
         )
-    if first and strategy != "fsdp":
-        from musev.training.runs import export_to
+    if first:
+        _export(run, prepared if whole else None, store)
 
-        export_to(prepared, f"{run.out.rstrip('/')}/{EXPORT}")
-        logger.info("exported to %s/%s", run.out, EXPORT)
-    elif first:
-        logger.info("sharded run: give the same command with --workers 0 to export the weights")
+
+def _export(run: RunConfig, prepared: PreparedRun | None, store: CheckpointStore) -> None:
+    """Write what was learnt; a sharded run is put together from its last checkpoint first."""
+    from musev.training.loop import resume
+    from musev.training.runs import Worker, export_to, prepare_run
+
+    if prepared is None:
+        prepared = prepare_run(run, Worker())
+        resume(prepared.trainer, store)
+    export_to(prepared, f"{run.out.rstrip('/')}/{EXPORT}")
+    logger.info("exported to %s/%s", run.out, EXPORT)
 
 
 def _wrap_ddp(prepared: PreparedRun) -> None:
@@ -268,12 +279,16 @@ def _use_bfloat16(prepared: PreparedRun, device_type: str) -> None:
     prepared.trainer.forward = forward
 
 
-def _evaluate(prepared: PreparedRun, store: Any, step: int, *, sharded: bool) -> dict[str, float]:
+def _evaluate(
+    prepared: PreparedRun, store: CheckpointStore, run: RunConfig, step: int, *, whole: bool
+) -> dict[str, float]:
+    """Measure, and draw samples; none of shards, as drawing is worker 0's alone."""
     found = prepared.evaluate(step)
-    if not sharded:
+    if whole and run.num_samples:
         from jobs._samples import draw_samples
 
-        store.put_bytes(f"../samples/step-{step:08d}.png", draw_samples(prepared))
+        picture = draw_samples(prepared, run.num_samples, run.size_px)
+        store.put_bytes(f"../samples/step-{step:08d}.png", picture)
     return found
 
 

@@ -12,11 +12,13 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPTokenizer
 
+from musev.synthetic.clips import Clip
 from musev.training.corruption import CorruptionConfig, corrupt
 from musev.training.latents import LatentStore, epoch_order
 from musev.training.loop import seed_of
 from musev.training.optimizer import Batch
 from musev.training.shard_clips import ShardClips
+from musev.training.shard_files import DatasetClip
 from musev.training.stages import BatchConfig
 from musev.training.vocabulary import token_ids
 
@@ -111,10 +113,7 @@ class ClipBatches:
             "ids_BL": token_ids(self.tokenizer, [self.store.caption(i) for i in indices]),
         }
         if clips is not None and config.control:
-            control = [
-                torch.from_numpy(clip.control_TYXC[span].copy()).permute(0, 3, 1, 2)
-                for clip, span in zip(clips, spans, strict=True)
-            ]
+            control = [_control(clip, span) for clip, span in zip(clips, spans, strict=True)]
             batch["control_BTCYX"] = torch.stack(control).float() / 255
         if clips is not None and config.reference:
             own = [bool(rng.random() < OWN_FRAME_SHARE) for _ in indices]
@@ -132,20 +131,37 @@ class ClipBatches:
         return batch
 
 
+def _control(clip: Clip | DatasetClip, span: slice) -> Tensor:
+    drawings_TYXC = clip.control_TYXC
+    assert drawings_TYXC is not None, "a dataset without them is refused when it is opened"
+    return torch.from_numpy(drawings_TYXC[span].copy()).permute(0, 3, 1, 2)
+
+
 def image_prompt_pixels(pictures: list[np.ndarray], size_px: int) -> Tensor:
-    """Prepare square pictures as ``encode_image_prompt`` does: PIL's bicubic resize, CLIP's norm.
+    """Prepare pictures as ``encode_image_prompt`` does: PIL's bicubic resize, CLIP's norm.
 
     Args:
-        pictures: uint8 ``YXC``, square.
+        pictures: uint8 ``YXC``; of oblong ones the middle square.
         size_px: Side wanted.
 
     Returns:
         ``_BCYX`` float32.
     """
     small = [
-        np.asarray(Image.fromarray(p).resize((size_px, size_px), Image.Resampling.BICUBIC))
-        for p in pictures
+        np.asarray(
+            Image.fromarray(_middle_square(picture)).resize(
+                (size_px, size_px), Image.Resampling.BICUBIC
+            )
+        )
+        for picture in pictures
     ]
     pixels = torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2).float() / 255
     mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
     return (pixels - mean) / std
+
+
+def _middle_square(picture_YXC: np.ndarray) -> np.ndarray:
+    height, width = picture_YXC.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return picture_YXC[top : top + side, left : left + side]

@@ -6,6 +6,7 @@ run_steps(run.trainer, run.batches_of, run.stage.loop, store=..., hooks=...)
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -132,6 +133,8 @@ def prepare_run(run: RunConfig, worker: Worker | None = None) -> PreparedRun:
 
 
 def _prepare_vae(run: RunConfig, stage: VaeStage, worker: Worker) -> PreparedRun:
+    if run.data is not None:
+        raise ConfigError(f"stage {stage.name} draws its own pictures; leave run.data out")
     if run.init is not None:
         with local_folder(run.init) as folder:
             vae = load_vae(folder)
@@ -226,7 +229,10 @@ def _prepare_diffusion(run: RunConfig, stage: DiffusionStage, worker: Worker) ->
         return {"held_out_mse": sum(losses) / len(losses)}
 
     whole = Networks({**networks, **start.others})
-    bundle = bundle_of(whole, vae=vae, tokenizer=tokenizer, schedule=stage.schedule)
+    bundle = dataclasses.replace(
+        bundle_of(whole, vae=vae, tokenizer=tokenizer, schedule=stage.schedule),
+        device=worker.device,
+    )
 
     def export(folder: Path) -> None:
         if stage.lora_rank is not None:

@@ -17,17 +17,21 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from musev.errors import ConfigError
+from musev.models.blocks import ResidualLayer
+from musev.models.temporal import TemporalConv, TemporalTransformer
 
-_WHOLE = ("text_encoder", "image_encoder", "image_projection", "referencenet", "controlnet")
-"""Networks that are gathered as one; the U-Net goes block by block."""
+_WHOLE = ("text_encoder", "image_encoder", "image_projection", "referencenet")
+_LAYERS = (ResidualLayer, TemporalConv, TemporalTransformer)
+"""Parts that compute in their forward and nowhere else, so that their gradients are complete when
+that is done. Spatial attentions are none: they project the prompt's keys long before."""
 
 
 def shard(module: nn.Module) -> None:
     """Spread a diffusion stage's weights over all workers of the process group.
 
-    Weights stay gathered between forward and backward: the U-Net's layers project the prompt's
-    keys and values before their block runs, so that there is no one moment to gather a block.
-    Gradients are averaged and cut up block by block while the backward pass goes on.
+    Weights stay gathered between forward and backward. Gradients of convolutions and temporal
+    layers are averaged and cut up one by one while the backward pass goes on, all others at its
+    end.
 
     Args:
         module: A :class:`~musev.training.diffusion.DiffusionTraining`, changed in place; what
@@ -42,8 +46,8 @@ def shard(module: nn.Module) -> None:
     device = next(module.parameters()).device.type
     mesh = init_device_mesh(device, (dist.get_world_size(),))
     units: list[nn.Module] = [networks[name] for name in _WHOLE if name in networks]
-    unet = networks["unet"]
-    units += [*unet.down_blocks, unet.mid_block, *unet.up_blocks, module]
+    units += [layer for layer in networks["unet"].modules() if isinstance(layer, _LAYERS)]
+    units.append(module)
     for unit in units:
         fully_shard(unit, mesh=mesh, reshard_after_forward=False)
     sharded = [unit for unit in units if isinstance(unit, FSDPModule)]

@@ -1,0 +1,156 @@
+"""Runs: everything that belongs together is made once, shared out, resumed and written whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import fsspec
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from musev.config import replace_settings
+from musev.errors import ConfigError
+from musev.training.checkpoints import CheckpointStore
+from musev.training.loop import resume, run_steps
+from musev.training.runs import RunConfig, Worker, export_to, prepare_run
+from musev.training.stages import get_stage
+from musev.training.starts import load_vae
+from tests.musev.training.small import save_small_vae, small_run
+
+SMALL_VAE = {
+    "size_px": "32",
+    "crop_px": "16",
+    "num_crops": "2",
+    "num_whole": "1",
+    "whole_every": "2",
+    "loop.num_steps": "3",
+    "optimizer.warmup_steps": "0",
+}
+
+
+def _vae_run(folder: Path, name: str = "mini-vae", init: str | None = None) -> RunConfig:
+    stage = replace_settings(get_stage(name), SMALL_VAE)
+    return RunConfig(stage=stage, out=str(folder / name), init=init)
+
+
+@pytest.fixture(scope="module")
+def vae_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("vae")
+    save_small_vae(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["mini-vae", "mini-vae-decoder"])
+def test_a_vae_learns_and_goes_on(name: str, vae_folder: Path, tmp_path: Path) -> None:
+    """Whatever stage: steps, stop, go on, and the bits of a run that never stopped."""
+    init = None if name == "mini-vae" else str(vae_folder)
+    run = _vae_run(tmp_path, name, init)
+    whole = prepare_run(run)
+    sizes = [whole.batches_of(step)[0]["pixels"].shape for step in range(2)]
+    assert sizes == [(2, 3, 16, 16), (1, 3, 32, 32)]
+    start = {n: p.detach().clone() for n, p in whole.module.named_parameters()}
+    run_steps(whole.trainer, whole.batches_of, run.stage.loop)
+    store = CheckpointStore(f"{run.out}/checkpoints")
+    first = prepare_run(run)
+    for step in range(2):
+        first.trainer.do_step(first.batches_of(step), 3)
+    store.save(2, first.trainer.state_dict())
+    again = prepare_run(run)
+    assert resume(again.trainer, store)
+    run_steps(again.trainer, again.batches_of, run.stage.loop, store=store)
+    for key, value in again.module.named_parameters():
+        assert torch.equal(value, whole.module.get_parameter(key)), key
+        is_encoder = key.startswith(("vae.encoder", "vae.quant_conv"))
+        if name == "mini-vae-decoder" and is_encoder:
+            assert torch.equal(value, start[key]), key
+
+
+def test_a_joint_vae_is_exported_normalised_and_goes_on_as_it_was(tmp_path: Path) -> None:
+    run = _vae_run(tmp_path)
+    prepared = prepare_run(run)
+    run_steps(prepared.trainer, prepared.batches_of, run.stage.loop)
+    before = {n: p.detach().clone() for n, p in prepared.module.named_parameters()}
+    export_to(prepared, f"{run.out}/export")
+    assert all(torch.equal(p, before[n]) for n, p in prepared.module.named_parameters())
+    vae = load_vae(f"{run.out}/export").eval()
+    pixels = prepared.batches_of(1)[0]["pixels"]
+    with torch.no_grad(), prepared.trainer.ema.applied(prepared.module):
+        own = prepared.vae.decode(prepared.vae.encode(pixels).latent_dist.mean).sample
+        found = vae.decode(vae.encode(pixels).latent_dist.mean).sample
+    torch.testing.assert_close(found, own, atol=1e-3, rtol=1e-3)
+    assert vae.config.scaling_factor == 1.0
+    assert not torch.equal(vae.quant_conv.weight, before["vae.quant_conv.weight"])
+    assert json.loads((tmp_path / "mini-vae" / "export" / "training.json").read_text()) == {
+        "stage": "mini-vae",
+        "step": 3,
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["mini-image", pytest.param("mini-reference", marks=pytest.mark.slow)]
+)
+def test_diffusion_goes_on_with_the_same_bits(name: str, vae_folder: Path, tmp_path: Path) -> None:
+    run = small_run(name, tmp_path, str(vae_folder / "vae"), accumulate="2")
+    whole = prepare_run(run)
+    run_steps(whole.trainer, whole.batches_of, run.stage.loop)
+    store = CheckpointStore(f"{run.out}/checkpoints")
+    first = prepare_run(run)
+    first.trainer.do_step(first.batches_of(0), 2)
+    store.save(1, first.trainer.state_dict())
+    again = prepare_run(run)
+    assert resume(again.trainer, store)
+    run_steps(again.trainer, again.batches_of, run.stage.loop, store=store)
+    for key, value in again.module.named_parameters():
+        assert torch.equal(value, whole.module.get_parameter(key)), key
+    saved = store.load()
+    assert saved is not None
+    assert all(
+        torch.equal(v, whole.trainer.ema.averages[k]) for k, v in saved["ema"]["averages"].items()
+    )
+
+
+def test_workers_encode_a_share_each_and_see_all(vae_folder: Path, tmp_path: Path) -> None:
+    run = small_run("text-to-image", tmp_path, str(vae_folder / "vae"))
+    met = []
+    workers = [Worker(rank=rank, count=2, meet=lambda: met.append(1)) for rank in range(2)]
+    with pytest.raises(ConfigError, match="seen by all workers"):
+        prepare_run(run, workers[1])  # alone: the other's share is not there
+    shares = [prepare_run(run, worker).batches_of(0) for worker in workers]
+    assert len(met) == 3
+    assert not torch.equal(shares[0][0]["noise_BCTHW"], shares[1][0]["noise_BCTHW"])
+
+
+def test_an_export_replaces_the_old_one_whole(vae_folder: Path, tmp_path: Path) -> None:
+    prepared = prepare_run(_vae_run(tmp_path, "mini-vae-decoder", str(vae_folder)))
+    target = tmp_path / "export"
+    (target / "stale").mkdir(parents=True)
+    export_to(prepared, str(target))
+    assert not (target / "stale").exists()
+    assert not Path(f"{target}.part").exists()
+    place = f"memory://{tmp_path.name}/export"
+    export_to(prepared, place)
+    files, root = fsspec.core.url_to_fs(place)
+    name = "vae/diffusion_pytorch_model.safetensors"
+    assert files.cat_file(f"{root}/{name}") == (target / name).read_bytes()
+
+
+def test_what_is_exported_is_the_average(vae_folder: Path, tmp_path: Path) -> None:
+    prepared = prepare_run(_vae_run(tmp_path, "mini-vae-decoder", str(vae_folder)))
+    prepared.trainer.ema.averages["vae.decoder.conv_out.bias"].fill_(0.25)
+    export_to(prepared, str(tmp_path / "export"))
+    file = load_file(tmp_path / "export" / "vae" / "diffusion_pytorch_model.safetensors")
+    assert torch.equal(file["decoder.conv_out.bias"], torch.full((3,), 0.25))
+
+
+@pytest.mark.parametrize("name", ["mini-vae-decoder", "motion"])
+def test_stages_that_need_a_start_say_so(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--init"):
+        prepare_run(RunConfig(stage=get_stage(name), out=str(tmp_path)))
+
+
+@pytest.mark.parametrize("wrong", [{"size": "xl"}, {"num_clips": 0}, {"num_samples": -1}])
+def test_impossible_runs_are_refused(wrong: dict, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        RunConfig(stage=get_stage("motion"), out=str(tmp_path), **wrong)
