@@ -4,10 +4,13 @@
     python -m jobs.prepare_weights --set weights.bundle=out/mine --output out/small --half
 
 Loading checks every key of every file. The folder written takes ``--set weights.bundle=FOLDER``.
+``--vae`` is for a decoder that was trained further: its encoder has to be the one that the other
+networks were trained with.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,6 +40,10 @@ def prepare_weights(
     output: Annotated[
         Path | None, typer.Option("--output", help="New folder to write the networks to.")
     ] = None,
+    vae: Annotated[
+        Path | None,
+        typer.Option("--vae", help="Put this VAE in: a folder, or an export of jobs.train."),
+    ] = None,
     half: Annotated[
         bool, typer.Option("--half", help="Write float16: half the size, VAE included.")
     ] = False,
@@ -45,10 +52,13 @@ def prepare_weights(
     with errors_as_status():
         settings = load_settings(profile, changes or ())
         from musev.models.bundle import load_bundle, save_bundle
+        from musev.training.starts import load_vae
         from musev.weights import digest_weights
 
         weights = settings.profile.weights
         bundle = load_bundle(weights)
+        if vae is not None:
+            bundle = dataclasses.replace(bundle, vae=load_vae(vae))
         check_finite(bundle, half=half)
         for line in describe(bundle, digest_weights(weights)):
             typer.echo(line)

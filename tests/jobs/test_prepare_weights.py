@@ -20,7 +20,7 @@ SEEDED = ("--set", "weights.random_seed=3")
 def test_the_set_of_flags_is_on_purpose() -> None:
     words = CliRunner().invoke(app, ["--help"]).output.replace("│", " ").split()
     flags = {word for word in words if word.startswith("--") and len(word) > 2}
-    assert {"--profile", "--set", "--output", "--half", "--help"} <= flags
+    assert {"--profile", "--set", "--output", "--vae", "--half", "--help"} <= flags
 
 
 def test_a_folder_in_half_precision_loads_as_the_same_networks(
@@ -40,6 +40,19 @@ def test_a_folder_in_half_precision_loads_as_the_same_networks(
             assert torch.equal(copy.float(), value.half().float()), (part, name)
     count = sum(p.numel() for net in made.networks.values() for p in net.parameters())
     assert f"{count:,} parameters" in told
+
+
+def test_another_vae_is_put_in(tmp_path: Path) -> None:
+    """The form in which a training stage exports one."""
+    other = make_tiny_bundle(4).vae
+    other.save_pretrained(tmp_path / "export" / "vae")
+    target = tmp_path / "new"
+    assert main([*SEEDED, "--vae", str(tmp_path / "export"), "--output", str(target)]) == 0
+    found, made = load_bundle(WeightsConfig(bundle=str(target))), make_tiny_bundle(3)
+    weight = "decoder.conv_in.weight"
+    assert torch.equal(found.vae.state_dict()[weight], other.state_dict()[weight])
+    assert not torch.equal(found.vae.state_dict()[weight], made.vae.state_dict()[weight])
+    assert torch.equal(found.unet.conv_in.weight, made.unet.conv_in.weight)
 
 
 def test_nothing_is_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
