@@ -33,7 +33,7 @@ class People:
     seen_TJ: np.ndarray
     """0 to 1: whether each joint is in the picture and turned to the camera."""
     parts_TPYX: np.ndarray
-    """float32 0 to 1: how sure each pixel belongs to each of ``networks.PARTS``."""
+    """float16 0 to 1: how sure each pixel belongs to each of ``networks.PARTS``."""
 
 
 def find_people(frames_TYXC: np.ndarray) -> People:
@@ -127,7 +127,7 @@ def _unfit(cells_PHW: np.ndarray, scale: float, height: int, width: int) -> np.n
     side = SIDE_PX / scale
     size = (round(side), round(side))
     whole = [cv2.resize(cells, size, interpolation=cv2.INTER_LINEAR) for cells in cells_PHW]
-    return np.stack(whole)[:, :height, :width]
+    return np.stack(whole)[:, :height, :width].astype(np.float16)
 
 
 def _peaks(maps_BJHW: np.ndarray) -> np.ndarray:

@@ -28,8 +28,9 @@ STAGE = "judge"
 VERSION = 1
 """Of the judges and of what is judged: raised when the same video would get other scores."""
 JUDGED, FAILED = "judged", "failed"
-MOST_BYTES = 2**30
-"""Pixels of a longer or larger video are judged smaller."""
+MOST_BYTES = 2 * 2**30
+"""A video that would need more is judged smaller: the frames, and where the person's parts are."""
+_PIXEL_BYTES = 3 + 2 * 5
 _LEAST_SIDE_PX = 64
 _JPEG_QUALITY = 85
 
@@ -150,7 +151,7 @@ class JudgeClip:
 def _shrink_to_fit(row: Row) -> Any:
     """A function that brings frames to the size in which the whole clip fits into memory."""
     height, width, num_frames = (int(row[name]) for name in ("height", "width", "num_frames"))
-    share = (MOST_BYTES / (height * width * 3 * num_frames)) ** 0.5
+    share = (MOST_BYTES / (height * width * _PIXEL_BYTES * num_frames)) ** 0.5
     if share >= 1:
         return lambda frame: frame
     if min(height, width) * share < _LEAST_SIDE_PX:

@@ -170,10 +170,10 @@ def test_more_pixels_than_fit_are_judged_smaller_or_refused(
 ) -> None:
     clip = drawn()
     row = put(ledger, clip.frames_TYXC, asked_for(clip, extra=POSED.to_extra()), tmp_path)
-    monkeypatch.setattr(judge, "MOST_BYTES", 24 * 96 * 96 * 3)
+    monkeypatch.setattr(judge, "MOST_BYTES", 24 * 96 * 96 * 13)
     stage(row)
     assert scores_of(ledger).scores["pck_0.1"] > 0.85
-    monkeypatch.setattr(judge, "MOST_BYTES", 24 * 40 * 40 * 3)
+    monkeypatch.setattr(judge, "MOST_BYTES", 24 * 40 * 40 * 13)
     assert "too much to judge" in stage(row)["reason"]
 
 
