@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from musev.media import read_image, read_video
+from musev.media import read_image, read_video, write_segment
 from musev.quality.drawn import KINDS, DrawnClip, drawn_clip_of
 from musev.registry import get_profile
 from musev.synthetic.people import is_held_out
@@ -25,8 +27,12 @@ from pipelines.held_out import (
     unusable_kinds,
     write_inputs,
 )
+from pipelines.ledger import Ledger
+from pipelines.media_cache import MediaCache
 from pipelines.resolve import resolve_rows
-from pipelines.scores import Scored
+from pipelines.rows import request_to_json
+from pipelines.scores import Scored, read_scores
+from pipelines.stages.judge import JudgeClip
 from pipelines.storage import Store
 
 PROFILE = get_profile("mini")
@@ -127,11 +133,46 @@ def test_videos_of_any_other_run_count_everywhere() -> None:
 
 
 def test_clips_are_drawn_at_the_profiles_size_and_rate(store: Store) -> None:
-    import dataclasses
-
     small = dataclasses.replace(PROFILE, width=64, height=48, num_frames=5, fps=4.0)
     rows = write_inputs(store, [DrawnClip("pose", 9, 1)], small)
     assert rows[0]["num_frames"] == 5
     frames = [*read_video(store.local_path(f"{INPUTS}/pose-00001.mp4"))]
     assert (len(frames), frames[0].shape) == (5, (48, 64, 3))
     assert io.BytesIO(store.read(f"{INPUTS}/pose-00001.mp4")).read(12)[4:8] == b"ftyp"
+
+
+def test_a_perfect_renderer_gets_perfect_scores_and_a_wrong_one_does_not(tmp_path: Path) -> None:
+    """The whole way but Ray: rows, media, videos, judges, averages; videos are the drawn truth."""
+    plan = plan_held_out(8, 21)
+    right = judged_report(tmp_path / "right", plan, plan)
+    others = [dataclasses.replace(clip, index=clip.index + 100) for clip in plan]
+    wrong = judged_report(tmp_path / "wrong", plan, others)
+    for name in ("scene_accuracy", "shirt_color_accuracy", "trousers_color_accuracy"):
+        assert right[name] == 1, name
+        assert wrong[name] < 0.5, name
+    assert right["action_accuracy"] >= 0.75 > wrong["action_accuracy"]
+    assert right["pck_0.1"] > 0.93 > wrong["pck_0.1"] + 0.2
+    assert right["identity_accuracy"] > 0.9 > wrong["identity_accuracy"] + 0.2
+    assert right["seam_ratio"] < 1.3
+    assert abs(right["drift_slope"]) < 1
+    assert right["flicker"] > 0.95
+    assert right["skipped"] == {} or set(right["skipped"]) <= {"camera_motion", "static_overlay"}
+
+
+def judged_report(folder: Path, plan: list[DrawnClip], shown: list[DrawnClip]) -> dict[str, Any]:
+    """Scores of videos that show ``shown`` where ``plan`` was asked for."""
+    ledger = Ledger(str(folder))
+    judge = JudgeClip(ledger=ledger, cache=MediaCache(run_id="t", folder=str(folder / "cache")))
+    rows = write_inputs(ledger.store, plan, PROFILE)
+    requests, refused = resolve_rows(rows, PROFILE, ledger.store.uri_of(INPUTS))
+    assert refused == []
+    for request, clip in zip(requests, shown, strict=True):
+        size = {"height": request.height, "width": request.width}
+        truth = clip.draw(num_frames=request.num_frames, fps=request.fps, **size)
+        video = folder / "video.mp4"
+        write_segment(video, truth.frames_TYXC, fps=request.fps, encoder=PROFILE.encoder)
+        ledger.store.put("videos/v.mp4", video)
+        row = {"sample_id": request.request_id, "request": request_to_json(request), **size}
+        row |= {"video": "videos/v.mp4", "sha256": "", "fps": request.fps}
+        assert judge({**row, "num_frames": request.num_frames})["reason"] == ""
+    return report_of(read_scores(ledger.store).values(), {})
