@@ -41,19 +41,20 @@ PROFILES: dict[str, Profile] = {
         ),
         # Ours: counter-based noise, full windows, everything else as upstream.
         Profile(name="musev", weights=_PUBLISHED, precision="float16"),
-        # Small untrained networks: shows that the whole system runs, not what it can draw.
+        # The whole architecture in small, trained on drawn people (docs/mini-model.md).
         Profile(
             name="mini",
-            weights=WeightsConfig(random_seed=0),
+            weights=WeightsConfig(bundle="package:mini"),
             width=128,
             height=128,
             num_frames=13,
             fps=8.0,
             size_multiple=16,
             sampling=SamplingConfig(
-                num_steps=6,
-                first_frame=FirstFrameConfig(num_steps=6, guidance=GuidanceConfig(scale=2.0)),
-                guidance=GuidanceConfig(scale=2.0),
+                solver="ddim",
+                num_steps=10,
+                first_frame=FirstFrameConfig(num_steps=10, guidance=GuidanceConfig(scale=3.0)),
+                guidance=GuidanceConfig(scale=1.0),
             ),
         ),
     )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from musev.denoise.solvers import make_solver
 from musev.errors import ConfigError
+from musev.models.bundle import load_bundle
 from musev.registry import PROFILES, get_profile
 
 
@@ -41,6 +43,16 @@ def test_upstream_profile_is_the_originals_sampling() -> None:
     assert sampling.guidance.scale == 3.5
 
 
-def test_only_the_mini_profile_is_untrained() -> None:
-    untrained = {name for name, p in PROFILES.items() if p.weights.random_seed is not None}
-    assert untrained == {"mini"}
+def test_no_profile_is_untrained() -> None:
+    assert [name for name, p in PROFILES.items() if p.weights.random_seed is not None] == []
+
+
+def test_the_weights_of_mini_ship_with_the_package() -> None:
+    """Every part of the architecture, in the diffusion that its profile's solver can start from."""
+    bundle = load_bundle(get_profile("mini").weights)
+    assert bundle.takes_references
+    assert bundle.takes_image_prompts
+    assert set(bundle.controlnets) == {"openpose"}
+    assert bundle.unet.config.layer_norm_eps == 1e-5
+    assert bundle.schedule.prediction_type == "v_prediction"
+    make_solver(get_profile("mini").sampling, bundle.schedule)
