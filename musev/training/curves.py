@@ -88,7 +88,8 @@ def _draw_panel(
     for curve, color, width in ((values, _PALE, 1), (smoothed, _LINE, 2)):
         line = [place(step, value) for step, value in zip(steps, curve, strict=True)]
         draw.line(line if len(line) > 1 else line * 2, fill=color, width=width)
-    draw.text((left, corner[1] + 4), f"{name}: {smoothed[-1]:.4g}", fill=_INK, font=_font())
+    title = f"{name}: {values[-1]:.4g}, smoothed {smoothed[-1]:.4g}"
+    draw.text((left, corner[1] + 4), title, fill=_INK, font=_font())
     draw.text((right - 60, bottom + 4), f"step {last:.0f}", fill=_INK, font=_font())
 
 
