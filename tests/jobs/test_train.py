@@ -189,7 +189,9 @@ def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint(
     thread = threading.Thread(target=train)
     thread.start()
     deadline = time.monotonic() + 300
-    while not store.steps() and thread.is_alive() and time.monotonic() < deadline:
+    # The log comes after the checkpoint: then both are there.
+    while not any(Path(run.out).glob("log/*.jsonl")) and thread.is_alive():
+        assert time.monotonic() < deadline
         time.sleep(0.2)
     victims = _workers_of(os.environ["RAY_TMPDIR"])
     assert len(victims) == 2
