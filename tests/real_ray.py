@@ -20,8 +20,14 @@ def local_ray(num_gpus: int = 0) -> Iterator[None]:
     import ray
 
     folder = tempfile.mkdtemp(prefix="mvr", dir="/tmp")
-    quiet = {"RAY_TMPDIR": folder, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-    with mock.patch.dict(os.environ, quiet):
+    settings = {
+        "RAY_TMPDIR": folder,
+        "OMP_NUM_THREADS": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # Ray's default is 15: on a busy machine workers then starve beyond Ray's own time limits.
+        "RAY_worker_niceness": "0",
+    }
+    with mock.patch.dict(os.environ, settings):
         os.environ.pop("RAY_ADDRESS", None)
         try:
             ray.init(

@@ -82,7 +82,15 @@ def write_published(bundle: ModelBundle, root: Path, *, safetensors: bool = Fals
         image_prompt=str(motion / "ip_adapter_image_proj.bin"),
         image_encoder=str(encoder),
         vae=str(root / "vae" / "sd-vae-ft-mse"),
+        controlnets=_write_controlnets(bundle, root / "controlnet", safetensors=safetensors),
     )
+
+
+def _write_controlnets(bundle: ModelBundle, root: Path, *, safetensors: bool) -> dict[str, str]:
+    for name, net in bundle.controlnets.items():
+        write_config(root / name, plain_config(net))
+        write_weights(root / name, net.state_dict(), safetensors=safetensors, transformers=False)
+    return {name: str(root / name) for name in bundle.controlnets}
 
 
 def _write_unets(bundle: ModelBundle, motion: Path, t2i: Path, *, safetensors: bool) -> None:
