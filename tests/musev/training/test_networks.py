@@ -105,6 +105,28 @@ def test_temporal_layers_start_as_the_identity_that_can_learn() -> None:
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in lasts)
 
 
+def test_a_new_controlnet_adds_nothing_but_hears_its_control_frames() -> None:
+    """Gradients reach the embedding as soon as an output has moved off zero."""
+    torch.manual_seed(0)
+    net = build_networks(get_sizes("narrow"), ("controlnet",), vocab_size=0)["controlnet"]
+    noisy, text, maps = torch.randn(1, 4, 8, 8), torch.randn(1, 5, 32), torch.rand(1, 3, 64, 64)
+
+    def outputs() -> list[torch.Tensor]:
+        found = net(noisy, torch.tensor([5]), text, net.embed_condition(maps))
+        return [value for value in vars(found).values() if isinstance(value, torch.Tensor)] + [
+            each for value in vars(found).values() if isinstance(value, tuple) for each in value
+        ]
+
+    assert outputs()
+    assert all(not value.any() for value in outputs())
+    with torch.no_grad():
+        net.controlnet_mid_block.weight.add_(0.01)
+    sum(value.square().sum() for value in outputs()).backward()
+    first = net.controlnet_cond_embedding.conv_in.weight.grad
+    assert first is not None
+    assert first.abs().sum() > 0
+
+
 def test_unknown_sizes_are_refused() -> None:
     with pytest.raises(ConfigError, match="sd15"):
         get_sizes("xl")
