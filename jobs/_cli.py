@@ -72,16 +72,48 @@ def load_settings(profile: str, changes: Sequence[str] = ()) -> Settings:
     Raises:
         ConfigError: If there is no such profile or setting, or a value does not fit.
     """
-    pairs: dict[str, str] = {}
-    for change in changes:
-        key, equals, value = change.partition("=")
-        if not equals or not key.strip():
-            raise ConfigError(f"--set needs KEY=VALUE, got {change!r}; e.g. sampling.num_steps=20")
-        pairs[key.strip()] = value
+    pairs = dict(split_change(change, "sampling.num_steps=20") for change in changes)
     if "name" in pairs:
         raise ConfigError("a profile's name cannot be changed with --set; choose with --profile")
     settings = tuple(pairs.items())
     return Settings(profile=_changed(get_profile(profile), settings), changes=settings)
+
+
+def split_change(change: str, example: str) -> tuple[str, str]:
+    """Split the text of one ``--set``.
+
+    Args:
+        change: ``KEY=VALUE``.
+        example: A good one, for the error.
+
+    Returns:
+        Key and value.
+
+    Raises:
+        ConfigError: If there is no key or no ``=``.
+    """
+    key, equals, value = change.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set needs KEY=VALUE, got {change!r}; e.g. {example}")
+    return key.strip(), value
+
+
+def run_app(app: typer.Typer, argv: list[str] | None, *, prog_name: str) -> int:
+    """Run a job's command line.
+
+    Args:
+        app: The job's.
+        argv: Command line without the program's name; None for the process's own.
+        prog_name: How the usage line calls it.
+
+    Returns:
+        Exit status.
+    """
+    try:
+        app(args=argv, prog_name=prog_name)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else TROUBLE
+    return OK
 
 
 def _changed(profile: Profile, changes: Sequence[tuple[str, str]]) -> Profile:

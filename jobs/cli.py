@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -32,64 +33,32 @@ def main() -> None:
     """MuseV on Ray: a manifest of requests in, videos on storage out."""
 
 
-@app.command(
-    "text-to-video",
-    add_help_option=False,
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-)
-def text_to_video(context: typer.Context) -> None:
-    """Render a manifest of prompts and reference images, as python -m jobs.text_to_video does."""
-    from jobs import text_to_video as job
-
-    raise typer.Exit(job.main(context.args))
+_JOBS = {
+    "text-to-video": "Render a manifest of prompts and reference images",
+    "make-dataset": "Make a dataset of drawn or real clips",
+    "evaluate": "Judge a run, or a profile on held-out requests",
+    "prepare-weights": "Check a profile's weights, or write them as one folder",
+    "train": "Train one stage of the networks",
+}
+"""Commands that hand their arguments on to the job's own module, and what each does."""
 
 
-@app.command(
-    "make-dataset",
-    add_help_option=False,
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-)
-def make_dataset(context: typer.Context) -> None:
-    """Make a dataset of drawn or real clips, as python -m jobs.make_dataset does."""
-    from jobs import make_dataset as job
+def _add_job(name: str, about: str) -> None:
+    module = f"jobs.{name.replace('-', '_')}"
 
-    raise typer.Exit(job.main(context.args))
+    def run(context: typer.Context) -> None:
+        raise typer.Exit(importlib.import_module(module).main(context.args))
 
-
-@app.command(
-    "evaluate",
-    add_help_option=False,
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-)
-def evaluate(context: typer.Context) -> None:
-    """Judge a run, or a profile on held-out requests, as python -m jobs.evaluate does."""
-    from jobs import evaluate as job
-
-    raise typer.Exit(job.main(context.args))
+    app.command(
+        name,
+        help=f"{about}, as python -m {module} does.",
+        add_help_option=False,
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    )(run)
 
 
-@app.command(
-    "prepare-weights",
-    add_help_option=False,
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-)
-def prepare_weights(context: typer.Context) -> None:
-    """Check a profile's weights, or write them as one folder, as python -m jobs.prepare_weights."""
-    from jobs import prepare_weights as job
-
-    raise typer.Exit(job.main(context.args))
-
-
-@app.command(
-    "train",
-    add_help_option=False,
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-)
-def train(context: typer.Context) -> None:
-    """Train one stage of the networks, as python -m jobs.train does."""
-    from jobs import train as job
-
-    raise typer.Exit(job.main(context.args))
+for _name, _about in _JOBS.items():
+    _add_job(_name, _about)
 
 
 @app.command("manifest")

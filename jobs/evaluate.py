@@ -25,11 +25,11 @@ from jobs._cli import (
     DEFAULT_PROFILE,
     OK,
     ROWS_FAILED,
-    TROUBLE,
     ProfileOption,
     SetOption,
     errors_as_status,
     load_settings,
+    run_app,
 )
 from jobs._console import INTERRUPTED, Teller, disconnect, terminate_as_interrupt
 from musev.errors import ConfigError
@@ -107,11 +107,7 @@ def main(argv: list[str] | None = None) -> int:
         Exit status: 0 all judged, 3 some rows could not be rendered or judged, 2 wrong command, 130
         interrupted, 1 otherwise.
     """
-    try:
-        app(args=argv, prog_name="python -m jobs.evaluate")
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else TROUBLE
-    return OK
+    return run_app(app, argv, prog_name="python -m jobs.evaluate")
 
 
 def _run_held_out(

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs._cli import OK, ROWS_FAILED, TROUBLE, errors_as_status, load_settings
+from jobs._cli import OK, ROWS_FAILED, errors_as_status, load_settings, run_app, split_change
 from jobs._console import INTERRUPTED, Teller, disconnect, terminate_as_interrupt
 from musev.config import replace_settings
 from musev.errors import ConfigError
@@ -111,11 +111,7 @@ def main(argv: list[str] | None = None) -> int:
         Exit status: 0 all clips made, 3 finished with failures, 2 wrong command or table, 130
         interrupted, 1 otherwise.
     """
-    try:
-        app(args=argv, prog_name="python -m jobs.make_dataset")
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else TROUBLE
-    return OK
+    return run_app(app, argv, prog_name="python -m jobs.make_dataset")
 
 
 def make_graph(
@@ -174,13 +170,11 @@ def _split_changes(changes: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     own: dict[str, str] = {}
     of_profile: list[str] = []
     for change in changes:
-        key, equals, value = change.partition("=")
-        if not equals or not key.strip():
-            raise ConfigError(f"--set needs KEY=VALUE, got {change!r}; e.g. num_frames=25")
-        if key.strip().startswith(_PROFILE):
-            of_profile.append(change.strip().removeprefix(_PROFILE))
+        key, value = split_change(change, "num_frames=25")
+        if key.startswith(_PROFILE):
+            of_profile.append(f"{key.removeprefix(_PROFILE)}={value}")
         else:
-            own[key.strip()] = value
+            own[key] = value
     return own, of_profile
 
 

@@ -19,11 +19,11 @@ import typer
 from jobs._cli import (
     DEFAULT_PROFILE,
     OK,
-    TROUBLE,
     ProfileOption,
     SetOption,
     errors_as_status,
     load_settings,
+    run_app,
 )
 from musev.errors import WeightsError
 
@@ -79,11 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         Exit status: 0 the weights are good, 2 wrong command, 1 otherwise.
     """
-    try:
-        app(args=argv, prog_name="python -m jobs.prepare_weights")
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else TROUBLE
-    return OK
+    return run_app(app, argv, prog_name="python -m jobs.prepare_weights")
 
 
 def check_finite(bundle: ModelBundle, *, half: bool) -> None:

@@ -20,13 +20,13 @@ from jobs._cli import (
     DEFAULT_PROFILE,
     OK,
     ROWS_FAILED,
-    TROUBLE,
     ManifestOption,
     OutputOption,
     ProfileOption,
     SetOption,
     errors_as_status,
     load_settings,
+    run_app,
 )
 from jobs._console import INTERRUPTED, Teller, disconnect, terminate_as_interrupt
 from musev.config import ClipRequest, to_plain
@@ -98,11 +98,7 @@ def main(argv: list[str] | None = None) -> int:
         Exit status: 0 all committed, 3 finished with failures, 2 wrong command or manifest, 130
         interrupted, 1 otherwise.
     """
-    try:
-        app(args=argv, prog_name="python -m jobs.text_to_video")
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else TROUBLE
-    return OK
+    return run_app(app, argv, prog_name="python -m jobs.text_to_video")
 
 
 def _prepare(

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from jobs._cli import OK, TROUBLE, errors_as_status
+from jobs._cli import OK, errors_as_status, run_app, split_change
 from musev.errors import ConfigError, MusevError
 
 if TYPE_CHECKING:
@@ -89,11 +89,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         Exit status: 0 trained, 2 wrong command, 1 otherwise.
     """
-    try:
-        app(args=argv, prog_name="python -m jobs.train")
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else TROUBLE
-    return OK
+    return run_app(app, argv, prog_name="python -m jobs.train")
 
 
 def make_run(stage: str, output: str, init: str | None, changes: Sequence[str]) -> RunConfig:
@@ -118,9 +114,7 @@ def make_run(stage: str, output: str, init: str | None, changes: Sequence[str]) 
     own: dict[str, Any] = {}
     of_stage: dict[str, Any] = {}
     for change in changes:
-        key, equals, value = change.partition("=")
-        if not equals:
-            raise ConfigError(f"--set needs KEY=VALUE, got {change!r}; e.g. loop.num_steps=500")
+        key, value = split_change(change, "loop.num_steps=500")
         if key.startswith("run."):
             own[key.removeprefix("run.")] = value
         else:

@@ -3,7 +3,14 @@ from __future__ import annotations
 import pytest
 import typer
 
-from jobs._cli import TROUBLE, USAGE, errors_as_status, load_settings
+from jobs._cli import (
+    TROUBLE,
+    USAGE,
+    errors_as_status,
+    load_settings,
+    run_app,
+    split_change,
+)
 from musev.errors import ConfigError, ManifestError, StorageError
 from musev.registry import get_profile
 
@@ -91,3 +98,22 @@ def test_expected_errors_become_a_status(error: Exception, status: int, capsys) 
 def test_our_own_bugs_keep_their_traceback() -> None:
     with pytest.raises(KeyError), errors_as_status():
         raise KeyError("bug")
+
+
+@pytest.mark.parametrize("change", ["a", "", "=1", " =1"])
+def test_a_change_without_key_or_value_is_refused_with_the_jobs_own_example(change: str) -> None:
+    assert split_change(" a = 1=2", "fps=4") == ("a", " 1=2")
+    with pytest.raises(ConfigError, match=r"KEY=VALUE.*fps=4"):
+        split_change(change, "fps=4")
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_the_status_is_the_commands_own(status: int) -> None:
+    app = typer.Typer()
+
+    @app.command()
+    def run() -> None:
+        raise typer.Exit(status)
+
+    assert run_app(app, [], prog_name="x") == status
+    assert run_app(app, ["--colour"], prog_name="x") == 2
