@@ -29,13 +29,13 @@ from pipelines.ledger import Ledger
 from pipelines.make_dataset import (
     DatasetGraph,
     DatasetPlan,
-    OnShard,
     plan_dataset,
     run_make_dataset,
 )
 from pipelines.media_cache import MediaCache
 from pipelines.progress import BoardView, describe_seconds
 from pipelines.resources import connect, measure_cluster, plan_shard_workers
+from pipelines.rounds import OnRow
 
 _SHOWN_FAILURES = 20
 _PROFILE = "profile."
@@ -222,7 +222,7 @@ def _make(
         num_workers = plan_shard_workers(shape, workers, networks=graph.profile is not None)
         graph = dataclasses.replace(graph, shape=shape, num_workers=num_workers)
         teller.say(f"making {len(plan.to_make)} shards on {num_workers} workers")
-    on_shard: OnShard = tally.on_shard
+    on_shard: OnRow = tally.on_shard
     state, _ = run_make_dataset(graph, plan, on_shard=on_shard)
     return state, tally.made
 

@@ -28,6 +28,7 @@ from pipelines.resources import (
     shard_args,
     stream_rows,
 )
+from pipelines.rounds import StalledError
 from pipelines.rows import canonical_json
 from pipelines.scores import Scored, read_scores, update_results
 from pipelines.stages.judge import FAILED, VERSION, JudgeClip
@@ -36,10 +37,6 @@ logger = logging.getLogger(__name__)
 
 SILENCE_S = 900.0
 """Rows wait and none has come back for so long: start a new round."""
-
-
-class _StalledError(Exception):
-    """A dataset stands still although rows wait."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +148,7 @@ def judge_rows(graph: EvaluationGraph, rows: Sequence[Row]) -> Iterator[Row]:
                 watch.heard()
                 if waiting.pop(outcome["sample_id"], None) is not None:
                     yield outcome
-        except (_StalledError, RayError) as problem:
+        except (StalledError, RayError) as problem:
             logger.warning("the judges have to be started again: %s", problem)
         if not waiting:
             return
@@ -180,7 +177,7 @@ class _Silence:
 
     def check(self) -> None:
         if time.monotonic() - self._since > self._limit_s:
-            raise _StalledError(f"no video was judged for {self._limit_s:.0f} s")
+            raise StalledError(f"no video was judged for {self._limit_s:.0f} s")
 
 
 def _row(name: str, record: Record) -> Row:

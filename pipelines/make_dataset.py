@@ -17,12 +17,12 @@ import dataclasses
 import functools
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from musev.config import Profile
-from musev.errors import ConfigError, MusevError
+from musev.errors import ConfigError
 from pipelines.dataset_card import DatasetState, read_records, read_state, write_card
 from pipelines.dataset_plan import (
     DatasetConfig,
@@ -38,31 +38,20 @@ from pipelines.dataset_plan import (
 from pipelines.ledger import Ledger
 from pipelines.media_cache import MediaCache
 from pipelines.outcomes import Row
-from pipelines.progress import Board, BoardView, Pulse
+from pipelines.progress import Pulse
 from pipelines.resources import (
-    MAX_ATTEMPTS,
     ClusterShape,
     apply_stage,
     one_row_a_block,
     shard_args,
-    stream_rows,
 )
+from pipelines.rounds import SILENCE_S, OnRow, RemoteSigns, Rounds, run_rounds
 from pipelines.stages.make_shard import LoadEncoder, MakeShard, load_encoder
 
 logger = logging.getLogger(__name__)
 
 SETTINGS = "settings.json"
-SILENCE_S = 300.0
-"""Shards wait and no worker has been seen loading or working for so long: start a new round."""
 _KEPT_MODELS = ("vae", "text_encoder", "tokenizer", "random")
-
-
-class ShardWorkersFailError(MusevError):
-    """Workers cannot load their networks, or shards never come back."""
-
-
-class _StalledError(Exception):
-    """A dataset stands still although shards wait."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,10 +108,6 @@ class DatasetPlan:
         return lines
 
 
-OnShard = Callable[[Row | None, BoardView], None]
-"""Told every shard's outcome, and None about once a second."""
-
-
 def plan_dataset(graph: DatasetGraph, *, retry_failed: bool = False) -> DatasetPlan:
     """Look at what the output holds and decide what to make; writes nothing.
 
@@ -163,7 +148,7 @@ def plan_dataset(graph: DatasetGraph, *, retry_failed: bool = False) -> DatasetP
 
 
 def run_make_dataset(
-    graph: DatasetGraph, plan: DatasetPlan, *, on_shard: OnShard
+    graph: DatasetGraph, plan: DatasetPlan, *, on_shard: OnRow
 ) -> tuple[DatasetState, dict[str, Any]]:
     """Make what is missing, then write index and card.
 
@@ -196,7 +181,7 @@ def run_make_dataset(
     return state, card
 
 
-def make_shards(graph: DatasetGraph, shards: Sequence[Shard], *, on_shard: OnShard) -> None:
+def make_shards(graph: DatasetGraph, shards: Sequence[Shard], *, on_shard: OnRow) -> None:
     """Make and commit shards on a pool of workers; every one ends committed or given up.
 
     Args:
@@ -205,50 +190,17 @@ def make_shards(graph: DatasetGraph, shards: Sequence[Shard], *, on_shard: OnSha
         on_shard: Follows the progress.
 
     Raises:
-        ShardWorkersFailError: If workers cannot load their networks, or shards keep vanishing.
+        WorkersFailError: If workers cannot load their networks, or shards keep vanishing.
     """
-    from ray.exceptions import RayError
-
+    rounds = Rounds(
+        build=functools.partial(_shards_dataset, graph=_without_rows(graph)),
+        key="name",
+        num_workers=graph.num_workers,
+        loads="what it needs to make shards",
+        silence_s=graph.silence_s,
+    )
     waiting = {shard.name: {"shard": shard.to_json()} for shard in shards}
-    idle_rounds = 0
-    while waiting:
-        before = len(waiting)
-        try:
-            _make_round(graph, waiting, on_shard)
-        except (_StalledError, RayError) as problem:
-            logger.warning("the workers have to be started again: %s", problem)
-        idle_rounds = idle_rounds + 1 if len(waiting) == before else 0
-        if idle_rounds > MAX_ATTEMPTS:
-            raise ShardWorkersFailError(
-                f"{before} shards were started {idle_rounds} times and none came back. Look at the "
-                "workers' logs, then run the same command again."
-            )
-
-
-def _make_round(graph: DatasetGraph, waiting: dict[str, Row], on_shard: OnShard) -> None:
-    """One Ray dataset over the shards that wait; those that vanish in it go on waiting."""
-    import ray
-    from ray.exceptions import RayError
-
-    board = ray.remote(Board).options(num_cpus=0).remote()
-
-    def watch(outcome: Row | None = None) -> None:
-        view: BoardView = ray.get(board.view.remote())
-        if view.load_error:
-            raise ShardWorkersFailError(f"a worker could not start: {view.load_error}")
-        on_shard(outcome, view)
-        if view.silent_s is not None and view.silent_s > graph.silence_s:
-            raise _StalledError(f"nobody has worked for {view.silent_s:.0f} s")
-
-    build = functools.partial(_shards_dataset, graph=_without_rows(graph), board=board)
-    try:
-        for outcome in stream_rows(build, list(waiting.values()), watch=watch):
-            if waiting.pop(outcome["name"], None) is not None:
-                board.row.remote(outcome["name"], "finished", 1, 1)
-                watch(outcome)
-    except RayError:
-        watch()  # a worker that could not start has said why
-        raise
+    run_rounds(rounds, waiting, on_shard)
 
 
 def _without_rows(graph: DatasetGraph) -> DatasetGraph:
@@ -269,7 +221,7 @@ class MakeShardHere:
 
     def __init__(self, *, graph: DatasetGraph, board: Any) -> None:
         self._board = board
-        self._pulse = Pulse(_RemoteSigns(board))
+        self._pulse = Pulse(RemoteSigns(board))
         try:
             self._make = MakeShard(
                 config=graph.config,
@@ -294,19 +246,6 @@ class MakeShardHere:
             except ConfigError as error:  # no shard can be made with these settings
                 self._board.failed_to_load.remote(f"{type(error).__name__}: {error}")
                 raise
-
-
-class _RemoteSigns:
-    """Passes signs on to a board that is a Ray actor, without waiting for it."""
-
-    def __init__(self, board: Any) -> None:
-        self._board = board
-
-    def worker(self, name: str, state: str) -> None:
-        self._board.worker.remote(name, state)
-
-    def row(self, sample_id: str, stage: str, done: int, total: int) -> None:
-        self._board.row.remote(sample_id, stage, done, total)
 
 
 def _drop_earlier_rounds(ledger: Ledger, shards: Sequence[Shard]) -> None:

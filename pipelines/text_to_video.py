@@ -23,13 +23,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from musev.config import ClipRequest, Profile, to_plain
-from musev.errors import MusevError
 from musev.weights import digests_in_use
 from pipelines.ledger import Ledger, Record, sample_id
 from pipelines.media_cache import MediaCache
 from pipelines.outcomes import Row, fail_row, failure_record, unsampled_id
 from pipelines.plan import RunPlan, measured_requests, plan_run
-from pipelines.progress import Board, BoardView, Pulse
+from pipelines.progress import BoardView, Pulse
 from pipelines.resources import (
     MAX_ATTEMPTS,
     ClusterShape,
@@ -39,6 +38,7 @@ from pipelines.resources import (
     render_args,
     stream_rows,
 )
+from pipelines.rounds import SILENCE_S, RemoteSigns, Rounds, WorkersFailError, run_rounds
 from pipelines.rows import RowFailure, request_columns, request_from_json, request_to_json
 from pipelines.stages.commit import CommitClip
 from pipelines.stages.load_inputs import STAGE as LOAD_INPUTS
@@ -47,19 +47,8 @@ from pipelines.stages.render import LoadEngine, RenderClip, load_networks
 
 logger = logging.getLogger(__name__)
 
-SILENCE_S = 300.0
-"""Rows wait and no worker has been seen loading or working for so long: start a new round."""
 MANIFEST = RowFailure.stage
-_MAX_FRUITLESS_STARTS = 3
 _LOCAL_THREADS = 8
-
-
-class WorkersFailError(MusevError):
-    """Workers do not get as far as rendering, or rows never come back."""
-
-
-class _StalledError(Exception):
-    """A dataset stands still although rows wait."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +81,6 @@ class Tally:
 
     waiting: dict[str, Row]
     outcomes: list[Row] = field(default_factory=list)
-
-    def settle(self, row: Row) -> None:
-        """Note a row's end; a second end of the same row is dropped."""
-        if self.waiting.pop(row["sample_id"], None) is not None:
-            self.outcomes.append(row)
 
 
 OnTick = Callable[[Tally, BoardView], None]
@@ -231,67 +215,29 @@ def render_rows(graph: Graph, rows: Sequence[Row], *, on_tick: OnTick) -> list[R
     Raises:
         WorkersFailError: If workers cannot load the networks, or rows keep vanishing.
     """
-    from ray.exceptions import RayError
-
     tally = Tally(waiting={row["sample_id"]: row for row in sorted(rows, key=_work, reverse=True)})
-    idle_rounds = 0
-    while tally.waiting:
-        num_waiting = len(tally.waiting)
-        try:
-            _render_round(graph, tally, on_tick)
-        except (_StalledError, RayError) as problem:
-            logger.warning("the render workers have to be started again: %s", problem)
-        idle_rounds = idle_rounds + 1 if len(tally.waiting) == num_waiting else 0
-        if idle_rounds > MAX_ATTEMPTS:
-            raise WorkersFailError(
-                f"{num_waiting} rows were started {idle_rounds} times and none came back. Look at "
-                "the workers' logs, then run the same command again."
-            )
-    return tally.outcomes
 
-
-def _render_round(graph: Graph, tally: Tally, on_tick: OnTick) -> None:
-    """One dataset over the rows that wait; rows that vanish in it go on waiting."""
-    import ray
-    from ray.exceptions import RayError
-
-    board = ray.remote(Board).options(num_cpus=0).remote()
-
-    def watch() -> None:
-        view: BoardView = ray.get(board.view.remote())
-        _refuse_hopeless(graph, view)
+    def on_row(outcome: Row | None, view: BoardView) -> None:
+        if outcome is not None:
+            tally.outcomes.append(outcome)
         on_tick(tally, view)
-        if view.silent_s is not None and view.silent_s > graph.silence_s:
-            raise _StalledError(f"nobody has worked for {view.silent_s:.0f} s")
 
-    build = functools.partial(_render_dataset, graph=graph, board=board)
-    try:
-        for row in stream_rows(build, list(tally.waiting.values()), watch=watch):
-            tally.settle(row)
-            board.row.remote(row["sample_id"], "finished", 1, 1)
-            watch()
-    except RayError:
-        watch()  # a worker that could not load its networks has said why
-        raise
-
-
-def _refuse_hopeless(graph: Graph, view: BoardView) -> None:
-    if view.load_error:
-        raise WorkersFailError(f"a worker could not load its networks: {view.load_error}")
-    limit = _MAX_FRUITLESS_STARTS * graph.num_workers
-    if view.workers_ready == 0 and view.fruitless_starts > limit:
-        raise WorkersFailError(
-            f"workers died {view.fruitless_starts} times while loading the networks of profile "
-            f"{graph.profile.name!r}. Most often memory is short: give the machines more, use "
-            "fewer workers, or a smaller precision."
-        )
+    rounds = Rounds(
+        build=functools.partial(_render_dataset, graph=graph),
+        key="sample_id",
+        num_workers=graph.num_workers,
+        loads=f"the networks of profile {graph.profile.name!r}",
+        silence_s=graph.silence_s,
+    )
+    run_rounds(rounds, tally.waiting, on_row)
+    return tally.outcomes
 
 
 class RenderAndCommit:
     """The render and the commit stage in one process, one row after the other."""
 
     def __init__(self, *, graph: Graph, board: Any) -> None:
-        self._pulse = Pulse(_RemoteSigns(board))
+        self._pulse = Pulse(RemoteSigns(board))
         try:
             self._render = RenderClip(
                 profile=graph.profile,
@@ -311,19 +257,6 @@ class RenderAndCommit:
         """Bring one row to its end."""
         with self._pulse.working():
             return self._commit(self._render(row))
-
-
-class _RemoteSigns:
-    """Passes signs on to a board that is a Ray actor, without waiting for it."""
-
-    def __init__(self, board: Any) -> None:
-        self._board = board
-
-    def worker(self, name: str, state: str) -> None:
-        self._board.worker.remote(name, state)
-
-    def row(self, sample_id: str, stage: str, done: int, total: int) -> None:
-        self._board.row.remote(sample_id, stage, done, total)
 
 
 def _input_rows(requests: Sequence[ClipRequest]) -> list[Row]:

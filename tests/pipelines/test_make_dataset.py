@@ -22,10 +22,10 @@ from pipelines.dataset_plan import DatasetConfig
 from pipelines.ledger import Ledger
 from pipelines.make_dataset import (
     DatasetGraph,
-    ShardWorkersFailError,
     plan_dataset,
     run_make_dataset,
 )
+from pipelines.rounds import WorkersFailError
 from tests.pipelines.dataset_parts import (
     MINI,
     SMALL,
@@ -153,7 +153,7 @@ def test_a_shard_that_was_given_up_is_left_alone_until_asked(folder: Path) -> No
 
 def test_what_keeps_workers_from_starting_ends_the_run_with_its_reason(folder: Path) -> None:
     wired = graph(folder, drawn(1), profile=MINI, load_networks=broken_networks)
-    with pytest.raises(ShardWorkersFailError, match="not what they seem"):
+    with pytest.raises(WorkersFailError, match="not what they seem"):
         make(wired)
 
 
