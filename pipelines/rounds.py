@@ -51,14 +51,22 @@ class Rounds:
 
 
 class RemoteSigns:
-    """Passes signs on to a board that is a Ray actor, without waiting for it."""
+    """Passes signs on to a board that is a Ray actor.
+
+    Only a start is waited for: loading may take the process down at once, and a sign on its way
+    with it. Starts that nobody counts would go on for ever.
+    """
 
     def __init__(self, board: Any) -> None:
         self._board = board
 
     def worker(self, name: str, state: str) -> None:
         """Tell what a worker does."""
-        self._board.worker.remote(name, state)
+        sent = self._board.worker.remote(name, state)
+        if state == "starting":
+            import ray
+
+            ray.get(sent)
 
     def row(self, sample_id: str, stage: str, done: int, total: int) -> None:
         """Tell how far a row is."""
