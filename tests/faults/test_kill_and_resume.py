@@ -5,16 +5,12 @@ pytest -m faults -s tests/faults/test_kill_and_resume.py      (prints the figure
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -23,21 +19,13 @@ import pytest
 from musev.media import encode_png
 from musev.synthetic.portraits import draw_portrait
 from pipelines.manifest import write_manifest
+from tests.faults.drivers import end_processes_of, start_driver
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_ROWS = 8
 KILL_AFTER_COMMITS = 3
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="mvk", dir="/tmp"))
-    yield path
-    for session in path.glob("ray-*"):
-        end_processes_of(session)
-    shutil.rmtree(path, ignore_errors=True)
 
 
 def write_inputs(folder: Path) -> Path:
@@ -59,31 +47,14 @@ def write_inputs(folder: Path) -> Path:
 
 
 def start_job(folder: Path, manifest: Path, name: str) -> subprocess.Popen[bytes]:
-    """Start the job with a Ray session folder of its own, by which its processes are known."""
-    session = Path(tempfile.mkdtemp(prefix="ray-", dir=folder))
-    environment = {**os.environ, "RAY_TMPDIR": str(session), "OMP_NUM_THREADS": "1"}
-    environment.pop("RAY_ADDRESS", None)
-    command = [
-        *(sys.executable, "-m", "jobs.text_to_video", "--manifest", str(manifest)),
+    """Start the job on two workers; its log and its output carry the name."""
+    return start_driver(
+        folder,
+        name,
+        *("jobs.text_to_video", "--manifest", str(manifest)),
         *("--output", str(folder / name), "--workers", "2"),
         *("--set", "width=64", "--set", "height=64", "--set", "sampling.num_steps=4"),
-    ]
-    with (folder / f"{name}.log").open("ab") as log:
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
-
-
-def end_processes_of(session: Path) -> int:
-    """Kill what a dead driver left running, by process id; returns how many there were."""
-    marker = f"RAY_TMPDIR={session}".encode()
-    killed = 0
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
-        with contextlib.suppress(OSError):
-            if marker in (entry / "environ").read_bytes().split(b"\0"):
-                os.kill(int(entry.name), signal.SIGKILL)
-                killed += 1
-    return killed
+    )
 
 
 def commits(folder: Path, name: str) -> dict[str, bytes]:

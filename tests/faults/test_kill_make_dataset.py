@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from musev.training.shards import ShardDataset
-from tests.faults.test_kill_and_resume import end_processes_of
+from tests.faults.drivers import end_processes_of, start_driver
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
@@ -28,27 +25,15 @@ NUM_CLIPS, CLIPS_PER_SHARD, NUM_SHARDS = 38, 4, 10
 KILL_AFTER = 3
 
 
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="mvk", dir="/tmp"))
-    yield path
-    for session in path.glob("ray-*"):
-        end_processes_of(session)
-    shutil.rmtree(path, ignore_errors=True)
-
-
 def start_job(folder: Path, name: str, workers: int) -> subprocess.Popen[bytes]:
-    """Start the job with a Ray session folder of its own, by which its processes are known."""
-    session = Path(tempfile.mkdtemp(prefix="ray-", dir=folder))
-    environment = {**os.environ, "RAY_TMPDIR": str(session), "OMP_NUM_THREADS": "1"}
-    environment.pop("RAY_ADDRESS", None)
-    command = [
-        *(sys.executable, "-m", "jobs.make_dataset", "--output", str(folder / name)),
+    """Start the job; its log and its output carry the name."""
+    return start_driver(
+        folder,
+        name,
+        *("jobs.make_dataset", "--output", str(folder / name)),
         *("--clips", str(NUM_CLIPS), "--seed", "3", "--workers", str(workers)),
         *("--set", f"clips_per_shard={CLIPS_PER_SHARD}", "--set", "num_frames=5"),
-    ]
-    with (folder / f"{name}.log").open("ab") as log:
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+    )
 
 
 def seen_by_readers(out: Path) -> dict[str, bytes]:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -26,13 +23,6 @@ from tests.pipelines.stand_ins import request
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.timeout(280)
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="mvu", dir="/tmp"))
-    yield path
-    shutil.rmtree(path)
 
 
 def test_the_set_of_flags_changes_only_on_purpose() -> None:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -22,13 +19,6 @@ from tests.pipelines.dataset_parts import write_table
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["--set", "width=32", "--set", "height=32", "--set", "num_frames=2"]
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="mvj", dir="/tmp"))
-    yield path
-    shutil.rmtree(path)
 
 
 def test_the_set_of_flags_changes_only_on_purpose() -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import shutil
 import tarfile
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,13 +46,6 @@ pytestmark = pytest.mark.timeout(240)
 def ray_here() -> Iterator[None]:
     with local_ray():
         yield
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="mvd", dir="/tmp"))
-    yield path
-    shutil.rmtree(path)
 
 
 def make(

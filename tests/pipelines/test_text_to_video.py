@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,13 +41,6 @@ pytestmark = pytest.mark.timeout(240)
 def ray_here() -> Iterator[None]:
     with local_ray(num_gpus=2):
         yield
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="mv", dir="/tmp"))
-    yield path
-    shutil.rmtree(path)
 
 
 def render(wired: Graph, *requests: ClipRequest) -> dict[str, dict[str, Any]]:
