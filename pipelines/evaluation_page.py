@@ -236,6 +236,8 @@ table {{ border-collapse: collapse; width: 100%; background: #fff; border-radius
 th, td {{ text-align: left; padding: .35rem .75rem; border-top: 1px solid #eceae5; }}
 th {{ border: 0; color: #6d6b66; font-weight: 500; }}
 td.number {{ font-variant-numeric: tabular-nums; white-space: nowrap; }}
+td.number .soft {{ display: block; }}
+td.soft {{ overflow-wrap: normal; min-width: 11rem; }}
 section {{ background: #fff; border: 1px solid #dcdad4; border-radius: 10px; padding: 1rem;
   margin: 1rem 0; }}
 section img {{ display: block; max-width: 100%; margin: .5rem 0; border-radius: 4px; }}
