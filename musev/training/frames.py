@@ -3,16 +3,13 @@
 # Axes here: R image, Y X pixel rows and columns, C channel.
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from musev.synthetic.clips import Clip, draw_clip
+from musev.synthetic.clips import draw_clip
 from musev.training.optimizer import Batch
 
-DrawClip = Callable[[int], Clip]
 REFERENCE_SHARE = 0.25
 PERSON_CROP_SHARE = 0.7
 PLAIN_MASK = 0.35
@@ -75,13 +72,6 @@ def to_frames(pixels_RCYX: Tensor) -> np.ndarray:
     """Pictures in -1..1 to uint8 ``_RYXC``, rounded."""
     scaled = ((pixels_RCYX.detach() + 1) * 127.5).clamp(0, 255).round()
     return scaled.permute(0, 2, 3, 1).to(torch.uint8).numpy()
-
-
-def split_batch(batch: Batch, num_parts: int) -> Iterator[Batch]:
-    """Cut a batch along its first axis into equal parts."""
-    size = len(next(iter(batch.values()))) // num_parts
-    for part in range(num_parts):
-        yield {name: value[part * size : (part + 1) * size] for name, value in batch.items()}
 
 
 def _crop(mask_YX: np.ndarray, size: int, rng: np.random.Generator) -> tuple[slice, slice]:

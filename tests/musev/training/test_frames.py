@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from musev.synthetic.clips import draw_clip
-from musev.training.frames import frame_batch, split_batch, to_frames, to_pixels
+from musev.training.frames import frame_batch, to_frames, to_pixels
 
 
 def _batch(number: int, **changes: int | bool) -> dict[str, torch.Tensor]:
@@ -48,10 +48,3 @@ def test_held_out_pictures_are_plain_first_frames() -> None:
 def test_pixels_come_back_unchanged() -> None:
     frames = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
     assert np.array_equal(to_frames(to_pixels(frames)), frames)
-
-
-def test_batches_are_cut_into_equal_parts() -> None:
-    batch = {"x": torch.arange(6), "y": torch.arange(12).reshape(6, 2)}
-    parts = list(split_batch(batch, 3))
-    assert [part["x"].tolist() for part in parts] == [[0, 1], [2, 3], [4, 5]]
-    assert torch.equal(torch.cat([part["y"] for part in parts]), batch["y"])
