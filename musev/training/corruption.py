@@ -28,9 +28,12 @@ class CorruptionConfig:
 
     drop_text: float = 0.1
     drop_text_with_reference: float = 0.5
-    """Instead, for clips with a reference: else the text says it all and the picture is ignored."""
+    """Instead, where only a reference shows the person: else the text says it all and the picture
+    is ignored. A conditioning frame shows it too; then only the text tells what is done."""
     drop_image_prompt: float = 0.1
     drop_reference: float = 0.2
+    drop_pictures: float = 0.0
+    """Reference and image prompt together: what a request of text alone is."""
     drop_control: float = 0.0
     no_condition_frame: float = 0.2
     first_condition_frame: float = 0.5
@@ -77,10 +80,10 @@ def corrupt(
 
     found = dict(batch)
     # Always the same number of draws before the window is cut, whatever was dropped.
-    drops = {name: chance(p) for name, p in _batch_drops(config).items()}
-    for name, dropped in drops.items():
-        if dropped:
-            found.pop(name, None)
+    for names, probability in _batch_drops(config).items():
+        if chance(probability):
+            for name in names:
+                found.pop(name, None)
     num_frames = batch["latents_BCTHW"].shape[2]
     if num_frames > 2 and chance(config.short_window):
         found = _cut_window(found, num_frames, generator)
@@ -96,8 +99,9 @@ def corrupt(
             found["condition_index"] = index
     found["noise_BCTHW"] = frames
     found["timesteps_B"] = torch.randint(num_timesteps, (num_clips,), generator=generator)
-    told = "reference_BCTHW" in found or "image_prompt_BCYX" in found
-    drop_text = config.drop_text_with_reference if told else config.drop_text
+    shown = "reference_BCTHW" in found or "image_prompt_BCYX" in found
+    only_there = shown and "condition_index" not in found
+    drop_text = config.drop_text_with_reference if only_there else config.drop_text
     drop_text_B = torch.rand(num_clips, generator=generator) < drop_text
     found["ids_BL"] = torch.where(drop_text_B[:, None], empty_ids_L, batch["ids_BL"])
     if "image_prompt_BCYX" in found:
@@ -106,8 +110,12 @@ def corrupt(
     return found
 
 
-def _batch_drops(config: CorruptionConfig) -> dict[str, float]:
-    return {"reference_BCTHW": config.drop_reference, "control_BTCYX": config.drop_control}
+def _batch_drops(config: CorruptionConfig) -> dict[tuple[str, ...], float]:
+    return {
+        ("reference_BCTHW",): config.drop_reference,
+        ("control_BTCYX",): config.drop_control,
+        ("reference_BCTHW", "image_prompt_BCYX"): config.drop_pictures,
+    }
 
 
 def _condition_index(

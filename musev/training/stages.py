@@ -252,6 +252,24 @@ def _mini() -> list[Stage]:
             loop=_MINI_LOOP,
             **common,
         ),
+        DiffusionStage(
+            name="mini-joint",
+            about="all networks but the VAE at once, each condition left out as often as given",
+            parts=(*_PROMPTED, "controlnet"),
+            trained=("networks.*",),
+            batch=BatchConfig(
+                num_clips=4,
+                num_frames=13,
+                reference=True,
+                control=True,
+                image_every=2,
+                images_then=32,
+            ),
+            corruption=CorruptionConfig(drop_pictures=0.4, drop_control=0.45),
+            optimizer=dataclasses.replace(_MINI_OPTIMIZER, learning_rate=9e-4),
+            loop=_MINI_LOOP,
+            **common,
+        ),
     ]
 
 

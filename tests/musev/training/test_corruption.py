@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 
 import pytest
 import torch
@@ -88,14 +89,30 @@ def test_shares_are_what_the_settings_say() -> None:
     assert shares["short"] == pytest.approx(config.short_window, abs=0.06)
     assert shares["no frame"] == pytest.approx(config.no_condition_frame, abs=0.05)
     assert shares["first"] > config.first_condition_frame
-    # The image prompt is always there, and tells as much as a reference.
-    assert shares["no text"] / clips == pytest.approx(config.drop_text_with_reference, abs=0.04)
+    # The image prompt is always there, and shows as much as a reference; a frame shows more.
+    alone = config.no_condition_frame
+    text = alone * config.drop_text_with_reference + (1 - alone) * config.drop_text
+    assert shares["no text"] / clips == pytest.approx(text, abs=0.04)
     assert shares["no image"] / clips == pytest.approx(config.drop_image_prompt, abs=0.03)
 
 
-def test_short_windows_cut_everything_that_has_frames_alike() -> None:
-    import dataclasses
+def test_pictures_go_together_and_the_text_then_stays() -> None:
+    config = dataclasses.replace(
+        NEVER, drop_pictures=0.4, drop_text_with_reference=1, no_condition_frame=1,
+        first_condition_frame=0,
+    )  # fmt: skip
+    without = 0
+    for seed in range(300):
+        found = _corrupt(_batch(everything=True), config, seed)
+        shown = "image_prompt_BCYX" in found
+        assert shown == ("reference_BCTHW" in found) == ("keep_image_B" in found)
+        assert bool((found["ids_BL"] == EMPTY).all()) == shown
+        assert "control_BTCYX" in found
+        without += not shown
+    assert without / 300 == pytest.approx(0.4, abs=0.08)
 
+
+def test_short_windows_cut_everything_that_has_frames_alike() -> None:
     config = dataclasses.replace(NEVER, short_window=1.0)
     lengths = set()
     for seed in range(40):
@@ -110,8 +127,6 @@ def test_short_windows_cut_everything_that_has_frames_alike() -> None:
 
 @pytest.mark.parametrize("own", [0.0, 0.5, 1.0])
 def test_frames_share_as_much_noise_as_they_should(own: float) -> None:
-    import dataclasses
-
     config = dataclasses.replace(NEVER, w_ind_noise=own)
     batch = {"latents_BCTHW": torch.zeros(64, 4, 2, 8, 8), "ids_BL": torch.zeros(64, 3).long()}
     noise = _corrupt(batch, config, 0)["noise_BCTHW"]

@@ -32,6 +32,7 @@ NEVER = {
     "mini-image": ("temp_", "frame_embedding", "refer_emb", "_ip."),
     "mini-motion": ("refer_emb", "_ip."),
     "mini-reference": (),
+    "mini-joint": (),
 }
 # Millions of parameters that learn at full size.
 LEARNING = {
@@ -59,6 +60,8 @@ def test_a_step_changes_what_the_stage_says(name: str, vae_folder: Path) -> None
         "corruption__no_condition_frame": "0",
         "corruption__short_window": "0",
         "corruption__drop_image_prompt": "0",
+        "corruption__drop_pictures": "0",
+        "corruption__drop_control": "0",
     }
     run = small_run(name, vae_folder, str(vae_folder / "vae"), **keep)
     prepared = prepare_run(run)
