@@ -19,18 +19,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from musev.config import ClipRequest, EncoderConfig, SamplingConfig
+from musev.clip_front import (
+    LATENT_CHANNELS,
+    ClipFacts,
+    count_generated,
+    open_front,
+    start_latents,
+)
+from musev.config import ClipRequest, EncoderConfig
 from musev.control.clip_control import ClipControl, open_control
-from musev.denoise.loop import denoise_clip
-from musev.denoise.noise import mix_condition
-from musev.denoise.solvers import Solver, make_solver
-from musev.denoise.sources import NoiseSource, make_noise_source
-from musev.denoise.windows import Window
+from musev.denoise.loop import denoise_clip, drive_front
+from musev.denoise.solvers import make_solver
+from musev.denoise.sources import make_noise_source
 from musev.errors import RequestError
 from musev.media import VideoInfo, fit_image, join_segments, probe_video, write_segment
 from musev.models.attachments import (
-    ConditionFrames,
-    ControlResiduals,
     FramePositions,
     ImagePrompt,
     ReferenceFeatures,
@@ -39,10 +42,10 @@ from musev.models.attachments import (
 from musev.models.bundle import ModelBundle
 from musev.models.image_prompt import encode_image_prompt
 from musev.models.text import encode_prompts
-from musev.models.unet import UNet3DConditionModel, UNetConditioning
 from musev.models.vae import decode_latents, encode_frames
+from musev.parts import NoStore, PartStore, part_key
+from musev.window_denoiser import CarefulDenoiser, ClipConditions
 
-LATENT_CHANNELS = 4
 OnProgress = Callable[[str, int, int], None]
 
 
@@ -60,21 +63,6 @@ class ClipMedia:
     video: Path | None = None
 
 
-@dataclass(frozen=True)
-class ClipConditions:
-    """Everything one clip is conditioned on, computed once; picklable."""
-
-    network: UNetConditioning
-    text_BLD: Tensor
-    """Text embeddings, for ControlNets; both guidance halves."""
-    frames_BCTHW: Tensor | None
-    """Clean latents of the conditioning frames, float32; None if all frames are generated."""
-    guided: bool
-    """Whether ``network`` holds [unconditional, conditional] along B."""
-    first_frame_drawn: bool = False
-    """Whether the conditioning frame was generated from the text, not given."""
-
-
 def render_clip(
     bundle: ModelBundle,
     request: ClipRequest,
@@ -83,6 +71,7 @@ def render_clip(
     encoder: EncoderConfig,
     target: Path,
     on_progress: OnProgress | None = None,
+    parts: PartStore | None = None,
 ) -> VideoInfo:
     """Render one request to an mp4 file.
 
@@ -96,6 +85,7 @@ def render_clip(
         encoder: H.264 settings.
         target: The mp4 file to write; segment files lie beside it for a while.
         on_progress: Called with (stage, done, total); stages ``denoise`` and ``decode``.
+        parts: Where conditions that clips share are kept; None computes all of them.
 
     Returns:
         What the finished file measures.
@@ -105,7 +95,9 @@ def render_clip(
         MediaError: If the video cannot be encoded.
     """
     with torch.inference_mode(), open_control(bundle, request, media.video) as control:
-        conditions = encode_conditions(bundle, request, fit_media(request, media), control)
+        conditions = encode_conditions(
+            bundle, request, fit_media(request, media), control, parts=parts
+        )
         latents_BCTHW = denoise_request(
             bundle, request, conditions, control, on_progress=on_progress
         )
@@ -150,6 +142,8 @@ def encode_conditions(
     request: ClipRequest,
     media: ClipMedia,
     control: ClipControl | None = None,
+    *,
+    parts: PartStore | None = None,
 ) -> ClipConditions:
     """Compute everything the clip is conditioned on, once.
 
@@ -162,6 +156,7 @@ def encode_conditions(
         request: Prompts, sizes and guidance.
         media: Its pictures at the clip's size, from :func:`fit_media`.
         control: Controls the first frame too, where that is generated.
+        parts: Where what other clips share is kept; None computes all of it.
 
     Returns:
         Keys and values of every layer, and the conditioning frames' latents.
@@ -170,14 +165,16 @@ def encode_conditions(
         RequestError: If a picture is given that the bundle has no network for.
     """
     _refuse_unusable_media(bundle, request)
+    parts = parts or NoStore()
     if media.condition_image is None and request.sampling.first_frame.origin == "drawn":
-        latents_BCTHW = draw_first_frame(bundle, request, media, control)
+        latents_BCTHW = draw_first_frame(bundle, request, media, control, parts=parts)
         drawn_TYXC = next(decode_segments(bundle, latents_BCTHW, segment_frames=1))
+        # Nobody shares a picture that this row's seed drew.
         conditions = _encode(
-            bundle, request, dataclasses.replace(media, condition_image=drawn_TYXC)
+            bundle, request, dataclasses.replace(media, condition_image=drawn_TYXC), NoStore()
         )
         return dataclasses.replace(conditions, frames_BCTHW=latents_BCTHW, first_frame_drawn=True)
-    return _encode(bundle, request, media)
+    return _encode(bundle, request, media, parts)
 
 
 def draw_first_frame(
@@ -185,6 +182,8 @@ def draw_first_frame(
     request: ClipRequest,
     media: ClipMedia,
     control: ClipControl | None = None,
+    *,
+    parts: PartStore | None = None,
 ) -> Tensor:
     """Generate one picture from the text, with the temporal layers off.
 
@@ -193,6 +192,7 @@ def draw_first_frame(
         request: Prompts, size, seed and ``sampling.first_frame``.
         media: Reference and image prompt, where given.
         control: Its frame 0 is used.
+        parts: As of :func:`encode_conditions`.
 
     Returns:
         ``latents_BCTHW`` of one frame, float32: frame 0 of the clip.
@@ -209,13 +209,13 @@ def draw_first_frame(
         noise="counter" if request.sampling.noise == "counter" else "upstream_random",
     )
     still = dataclasses.replace(request, num_frames=1, sampling=sampling)
-    conditions = _encode(bundle, still, media)
+    conditions = _encode(bundle, still, media, parts or NoStore())
     solver = make_solver(sampling, bundle.schedule)
     source = make_noise_source(sampling, request.seed)
     scale = bundle.vae_scale_factor
     shape_BCTHW = (1, LATENT_CHANNELS, 1, request.height // scale, request.width // scale)
     return denoise_clip(
-        WindowDenoiser(bundle.unet, conditions, always=(TemporalOff(),), control=control),
+        CarefulDenoiser(bundle.unet, conditions, always=(TemporalOff(),), control=control),
         start_latents(source, shape_BCTHW, None, solver, sampling),
         solver=solver,
         sampling=sampling,
@@ -223,13 +223,14 @@ def draw_first_frame(
     ).to(bundle.device)
 
 
-def _encode(bundle: ModelBundle, request: ClipRequest, media: ClipMedia) -> ClipConditions:
+def _encode(
+    bundle: ModelBundle, request: ClipRequest, media: ClipMedia, parts: PartStore
+) -> ClipConditions:
     guided = request.sampling.guidance.active
-    text_BLD = encode_prompts(
-        bundle.tokenizer,
-        bundle.text_encoder,
-        [request.prompt],
-        [request.negative_prompt] if guided else None,
+    negatives = [request.negative_prompt] if guided else None
+    text_BLD = parts.find(
+        part_key("text", request.prompt, negatives),
+        lambda: encode_prompts(bundle.tokenizer, bundle.text_encoder, [request.prompt], negatives),
     )
     condition_TYXC = media.condition_image
     reference_TYXC = _first_given(media.reference_image, condition_TYXC)
@@ -238,19 +239,31 @@ def _encode(bundle: ModelBundle, request: ClipRequest, media: ClipMedia) -> Clip
     attachments: list[ImagePrompt | ReferenceFeatures] = []
     tokens_BLD = None
     if bundle.takes_image_prompts and image_prompt_TYXC is not None:
-        tokens_BLD = encode_image_prompt(
-            bundle.image_encoder,
-            bundle.image_projection,
-            _as_image_prompt(request, image_prompt_TYXC),
-            with_unconditional=guided,
+        prepared_TYXC = _as_image_prompt(request, image_prompt_TYXC)
+        tokens_BLD = parts.find(
+            part_key("image prompt", prepared_TYXC, guided),
+            lambda: encode_image_prompt(
+                bundle.image_encoder,
+                bundle.image_projection,
+                prepared_TYXC,
+                with_unconditional=guided,
+            ),
         )
         attachments.append(ImagePrompt(tokens_BLD, scale=request.sampling.ip_adapter_scale))
     if bundle.takes_references and reference_TYXC is not None:
         told_BLD = text_BLD if tokens_BLD is None else tokens_BLD
-        attachments.append(encode_reference(bundle, reference_TYXC, told_BLD))
+        attachments.append(
+            parts.find(
+                part_key("reference", reference_TYXC, told_BLD),
+                lambda: encode_reference(bundle, reference_TYXC, told_BLD),
+            )
+        )
     frames_BCTHW = None
     if condition_TYXC is not None:
-        frames_BCTHW = encode_frames(bundle.vae, condition_TYXC).float()
+        frames_BCTHW = parts.find(
+            part_key("condition frames", condition_TYXC),
+            lambda: encode_frames(bundle.vae, condition_TYXC).float(),
+        )
     text_BLD = text_BLD.to(bundle.dtype)
     network = bundle.unet.prepare(text_BLD, tuple(attachments))
     return ClipConditions(network, text_BLD, frames_BCTHW, guided)
@@ -293,125 +306,42 @@ def denoise_request(
         on_progress: Called with (``"denoise"``, steps done, steps).
 
     Returns:
-        ``latents_BCTHW``: float32 on the bundle's device, conditioning frames in front.
+        ``latents_BCTHW``: float32 on the CPU, conditioning frames in front.
 
     Raises:
         RequestError: If no frame is left to generate.
     """
-    sampling = request.sampling
-    num_given = 0 if conditions.frames_BCTHW is None else conditions.frames_BCTHW.shape[2]
-    if conditions.first_frame_drawn and request.num_frames == 1:
-        return conditions.frames_BCTHW
-    if request.num_frames <= num_given:
-        raise RequestError(
-            f"request {request.request_id!r}: num_frames is {request.num_frames}, but the "
-            f"condition image is frame 0 already. Ask for {num_given + 1} frames or more."
-        )
-    scale = bundle.vae_scale_factor
-    shape_BCTHW = (
-        1,
-        LATENT_CHANNELS,
-        request.num_frames - num_given,
-        request.height // scale,
-        request.width // scale,
-    )
-    solver = make_solver(sampling, bundle.schedule)
-    source = make_noise_source(sampling, request.seed, first_frame=num_given)
-    generated_BCTHW = denoise_clip(
-        WindowDenoiser(
+    facts = facts_of(bundle, request, conditions)
+    if count_generated(request, facts) == 0:
+        assert facts.given_BCTHW is not None
+        return facts.given_BCTHW
+    front = open_front(request, facts)
+    generated_BCTHW = drive_front(
+        front,
+        CarefulDenoiser(
             bundle.unet,
             conditions,
-            always=(FramePositions(motion_speed=sampling.motion_speed),),
+            always=(FramePositions(motion_speed=request.sampling.motion_speed),),
             control=control,
         ),
-        start_latents(source, shape_BCTHW, conditions.frames_BCTHW, solver, sampling),
-        solver=solver,
-        sampling=sampling,
-        noise=source,
-        on_step=_report_steps(on_progress, solver.num_steps),
+        on_step=_report_steps(on_progress, front.num_steps),
     )
-    if conditions.frames_BCTHW is None:
+    if facts.given_BCTHW is None:
         return generated_BCTHW
-    return torch.cat([conditions.frames_BCTHW, generated_BCTHW], dim=2)
+    return torch.cat([facts.given_BCTHW, generated_BCTHW], dim=2)
 
 
-def start_latents(
-    source: NoiseSource,
-    shape_BCTHW: tuple[int, ...],
-    frames_BCTHW: Tensor | None,
-    solver: Solver,
-    sampling: SamplingConfig,
-) -> Tensor:
-    """Draw the noise a clip starts from, leaning a little towards the conditioning frames.
-
-    Args:
-        source: Draws the noise.
-        shape_BCTHW: Of the frames to generate.
-        frames_BCTHW: Latents of the conditioning frames, or None.
-        solver: Gives the initial scale.
-        sampling: Gives ``img_weight``.
-
-    Returns:
-        ``latents_BCTHW``: float32, on the device of ``frames_BCTHW`` if given, else the CPU.
-
-    Source:
-        Upstream's ``need_img_based_video_noise`` (ALGORITHM.md 7.5).
-    """
-    noise_BCTHW = source.initial(shape_BCTHW)
-    if frames_BCTHW is not None:
-        noise_BCTHW = noise_BCTHW.to(frames_BCTHW.device)
-        noise_BCTHW = mix_condition(noise_BCTHW, frames_BCTHW, sampling.img_weight)
-    return noise_BCTHW * solver.initial_scale
-
-
-class WindowDenoiser:
-    """The video U-Net as a :class:`Denoiser`: puts the conditioning frames in front of each window.
-
-    They are clean and are not scaled by the solver (ALGORITHM.md 8.2); their estimates are dropped.
-    Control sees what the U-Net sees: conditioning frames in front, both guidance halves.
-    """
-
-    def __init__(
-        self,
-        unet: UNet3DConditionModel,
-        conditions: ClipConditions,
-        *,
-        always: tuple[FramePositions | TemporalOff, ...],
-        control: ClipControl | None = None,
-    ) -> None:
-        self._unet = unet
-        self._conditions = conditions
-        self._control = control
-        frames_BCTHW = conditions.frames_BCTHW
-        self._num_given = 0 if frames_BCTHW is None else frames_BCTHW.shape[2]
-        self._attachments: tuple[FramePositions | TemporalOff | ConditionFrames, ...] = always
-        if self._num_given:
-            self._attachments += (ConditionFrames(tuple(range(self._num_given))),)
-
-    def __call__(self, noisy_BCFHW: Tensor, timestep: float, window: Window) -> Tensor:
-        """Estimate one window; with guidance [unconditional, conditional] along B, float32."""
-        joint_BCFHW = noisy_BCFHW.to(self._unet.device)
-        if self._conditions.frames_BCTHW is not None:
-            joint_BCFHW = torch.cat([self._conditions.frames_BCTHW, joint_BCFHW], dim=2)
-        if self._conditions.guided:
-            joint_BCFHW = torch.cat([joint_BCFHW, joint_BCFHW])
-        joint_BCFHW = joint_BCFHW.to(self._unet.dtype)
-        estimate_BCFHW = self._unet(
-            joint_BCFHW,
-            timestep,
-            self._conditions.network,
-            attachments=self._attachments + self._control_of(joint_BCFHW, timestep, window),
-        )
-        return estimate_BCFHW[:, :, self._num_given :].float()
-
-    def _control_of(
-        self, joint_BCFHW: Tensor, timestep: float, window: Window
-    ) -> tuple[ControlResiduals, ...]:
-        if self._control is None:
-            return ()
-        frames = [*range(self._num_given), *(self._num_given + frame for frame in window)]
-        found = self._control.residuals(joint_BCFHW, timestep, self._conditions.text_BLD, frames)
-        return () if found is None else (found,)
+def facts_of(bundle: ModelBundle, request: ClipRequest, conditions: ClipConditions) -> ClipFacts:
+    """Collect what drives the windows of a clip has to know; see :class:`ClipFacts`."""
+    given_BCTHW = conditions.frames_BCTHW
+    scale = bundle.vae_scale_factor
+    return ClipFacts(
+        schedule=bundle.schedule,
+        latent_height=request.height // scale,
+        latent_width=request.width // scale,
+        given_BCTHW=None if given_BCTHW is None else given_BCTHW.cpu(),
+        first_frame_drawn=conditions.first_frame_drawn,
+    )
 
 
 def decode_segments(

@@ -44,19 +44,32 @@ def denoise_clip(
         Upstream's loop (pipeline_controlnet.py, ALGORITHM.md 8.2): estimates are averaged over
         windows first and guided after; one solver step moves the whole clip.
     """
-    num_frames = latents_BCTHW.shape[2]
     front = Wavefront(
         frames_of(latents_BCTHW),
-        num_frames=num_frames,
+        num_frames=latents_BCTHW.shape[2],
         solver=solver,
         sampling=sampling,
         noise=noise,
     )
-    reported = 0
+    return drive_front(front, denoiser, on_step=on_step)
+
+
+def drive_front(front: Wavefront, denoiser: Denoiser, *, on_step: OnStep | None = None) -> Tensor:
+    """Bring a wavefront to its end, one window after the other.
+
+    Args:
+        front: At its beginning, or anywhere on its way.
+        denoiser: Estimates of one window.
+        on_step: Called with the step just done and the latents after it.
+
+    Returns:
+        ``latents_BCTHW`` of the whole clip, float32.
+    """
+    reported = front.complete_steps
     while (work := front.take_next()) is not None:
         front.answer(work.task, denoiser(work.noisy_BCFHW, work.timestep, work.task.frames))
         # Lowest step first and one at a time: when a step is complete, no frame is beyond it.
         if on_step is not None and front.complete_steps > reported:
-            on_step(reported, front.latents(0, num_frames))
+            on_step(reported, front.latents(0, front.num_frames))
             reported = front.complete_steps
-    return front.release(0, num_frames)
+    return front.release(0, front.num_frames)

@@ -73,7 +73,8 @@ def _rotating(num_frames: int, size: int, fraction: float) -> tuple[Window, ...]
     last = num_frames - size
     if last <= 0:
         return (tuple(range(num_frames)),)
-    shift = int(size * fraction)
+    # Fractions of successive steps lie in different halves; so do shifts only of an even number.
+    shift = int((size - size % 2) * fraction)
     starts = {min(max(start, 0), last) for start in range(shift - size, num_frames, size)}
     return tuple(tuple(range(start, start + size)) for start in sorted(starts))
 

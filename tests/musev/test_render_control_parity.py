@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from musev.clip_front import start_latents
 from musev.config import ClipRequest, FirstFrameConfig, GuidanceConfig, SamplingConfig, WindowConfig
 from musev.control.clip_control import ClipControl, EmbeddedFrames, open_control_frames
 from musev.denoise.loop import denoise_clip
@@ -26,11 +27,10 @@ from musev.models.attachments import FramePositions, TemporalOff
 from musev.models.bundle import ModelBundle
 from musev.render import (
     ClipMedia,
-    WindowDenoiser,
     encode_conditions,
     fit_media,
-    start_latents,
 )
+from musev.window_denoiser import WindowDenoiser
 from tests.goldens import pipeline_case, require_goldens
 from tests.musev.test_render_parity import bundle_for, close, controlnets, frames_of
 

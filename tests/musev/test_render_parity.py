@@ -17,6 +17,7 @@ import pytest
 import torch
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
+from musev.clip_front import start_latents
 from musev.config import (
     ClipRequest,
     FirstFrameConfig,
@@ -35,12 +36,11 @@ from musev.models.bundle import ModelBundle
 from musev.models.control import ControlNet
 from musev.render import (
     ClipMedia,
-    WindowDenoiser,
     decode_segments,
     denoise_request,
     encode_conditions,
-    start_latents,
 )
+from musev.window_denoiser import WindowDenoiser
 from tests.goldens import GOLDENS, have_goldens, load_tensors, pipeline_case, require_goldens
 
 pytestmark = pytest.mark.parity

@@ -1,0 +1,186 @@
+"""One window of a clip through the networks, with everything the clip is conditioned on attached.
+
+Axes here: B clip (or guidance half), C channel, F frame within a window, T frame, H W latent rows
+and columns, L token, D embedding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from musev.control.clip_control import ClipControl
+from musev.denoise.windows import Window
+from musev.errors import RequestError
+from musev.models.attachments import (
+    ConditionFrames,
+    ControlResiduals,
+    FramePositions,
+    TemporalOff,
+    UNetConditioning,
+)
+from musev.models.trees import map_tensors
+from musev.models.unet import UNet3DConditionModel
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ClipConditions:
+    """Everything one clip is conditioned on, computed once; picklable."""
+
+    network: UNetConditioning
+    text_BLD: Tensor
+    """Text embeddings, for ControlNets; both guidance halves."""
+    frames_BCTHW: Tensor | None
+    """Clean latents of the conditioning frames, float32; None if all frames are generated."""
+    guided: bool
+    """Whether ``network`` holds [unconditional, conditional] along B."""
+    first_frame_drawn: bool = False
+    """Whether the conditioning frame was generated from the text, not given."""
+
+    def half(self, index: int) -> ClipConditions:
+        """Keep one guidance half only: 0 unconditional, 1 conditional."""
+        assert self.guided, "only guided conditions have halves"
+
+        def cut(tensor: Tensor) -> Tensor:
+            return tensor.chunk(2)[index]
+
+        network = map_tensors(cut, self.network)
+        return ClipConditions(
+            network=dataclasses.replace(network, batch=self.network.batch // 2),
+            text_BLD=cut(self.text_BLD),
+            frames_BCTHW=self.frames_BCTHW,
+            guided=False,
+            first_frame_drawn=self.first_frame_drawn,
+        )
+
+
+class WindowDenoiser:
+    """The video U-Net as a :class:`Denoiser`: puts the conditioning frames in front of each window.
+
+    They are clean and are not scaled by the solver (ALGORITHM.md 8.2); their estimates are dropped.
+    Control sees what the U-Net sees: conditioning frames in front, both guidance halves.
+    """
+
+    def __init__(
+        self,
+        unet: UNet3DConditionModel,
+        conditions: ClipConditions,
+        *,
+        always: tuple[FramePositions | TemporalOff, ...],
+        control: ClipControl | None = None,
+    ) -> None:
+        self._unet = unet
+        self._conditions = conditions
+        self._control = control
+        frames_BCTHW = conditions.frames_BCTHW
+        self._num_given = 0 if frames_BCTHW is None else frames_BCTHW.shape[2]
+        self._attachments: tuple[FramePositions | TemporalOff | ConditionFrames, ...] = always
+        if self._num_given:
+            self._attachments += (ConditionFrames(tuple(range(self._num_given))),)
+
+    def __call__(self, noisy_BCFHW: Tensor, timestep: float, window: Window) -> Tensor:
+        """Estimate one window; with guidance [unconditional, conditional] along B, float32."""
+        joint_BCFHW = noisy_BCFHW.to(self._unet.device)
+        if self._conditions.frames_BCTHW is not None:
+            joint_BCFHW = torch.cat([self._conditions.frames_BCTHW, joint_BCFHW], dim=2)
+        if self._conditions.guided:
+            joint_BCFHW = torch.cat([joint_BCFHW, joint_BCFHW])
+        joint_BCFHW = joint_BCFHW.to(self._unet.dtype)
+        estimate_BCFHW = self._unet(
+            joint_BCFHW,
+            timestep,
+            self._conditions.network,
+            attachments=self._attachments + self._control_of(joint_BCFHW, timestep, window),
+        )
+        return estimate_BCFHW[:, :, self._num_given :].float()
+
+    def _control_of(
+        self, joint_BCFHW: Tensor, timestep: float, window: Window
+    ) -> tuple[ControlResiduals, ...]:
+        if self._control is None:
+            return ()
+        frames = [*range(self._num_given), *(self._num_given + frame for frame in window)]
+        found = self._control.residuals(joint_BCFHW, timestep, self._conditions.text_BLD, frames)
+        return () if found is None else (found,)
+
+
+class CarefulDenoiser:
+    """A :class:`WindowDenoiser` that goes on in smaller pieces when the device's memory runs out.
+
+    The pieces are the guidance halves: they do not see each other inside the networks. What has
+    run out once is not tried again for the clip.
+
+    Args:
+        unet: The video network.
+        conditions: On its device.
+        always: Attached to every call.
+        control: Of the clip.
+    """
+
+    def __init__(
+        self,
+        unet: UNet3DConditionModel,
+        conditions: ClipConditions,
+        *,
+        always: tuple[FramePositions | TemporalOff, ...],
+        control: ClipControl | None = None,
+    ) -> None:
+        def denoiser(of: ClipConditions) -> WindowDenoiser:
+            return WindowDenoiser(unet, of, always=always, control=control)
+
+        self._device = unet.device
+        self._whole = denoiser(conditions)
+        self._halves: list[WindowDenoiser] = []
+        if conditions.guided:
+            self._halves = [denoiser(conditions.half(index)) for index in range(2)]
+        self.in_halves = False
+        """Whether the guidance halves are computed one after the other."""
+
+    def __call__(self, noisy_BCFHW: Tensor, timestep: float, window: Window) -> Tensor:
+        """Estimate one window; as :class:`WindowDenoiser`.
+
+        Args:
+            noisy_BCFHW: Latents of the window's frames.
+            timestep: Of the step.
+            window: Number of each frame.
+
+        Returns:
+            ``estimate_BCFHW``.
+
+        Raises:
+            RequestError: If the memory does not even suffice for the pieces.
+        """
+        if not self.in_halves:
+            try:
+                return self._whole(noisy_BCFHW, timestep, window)
+            except torch.OutOfMemoryError as error:
+                if not self._halves:
+                    raise _too_large(noisy_BCFHW) from error
+            logger.warning("device memory ran out: guidance halves one after the other from now on")
+            self.in_halves = True
+            free_device(self._device)
+        try:
+            return torch.cat([half(noisy_BCFHW, timestep, window) for half in self._halves])
+        except torch.OutOfMemoryError as error:
+            raise _too_large(noisy_BCFHW) from error
+
+
+def free_device(device: torch.device) -> None:
+    """Give cached device memory back, so that what failed can be tried in smaller pieces."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _too_large(noisy_BCFHW: Tensor) -> RequestError:
+    frames, height, width = noisy_BCFHW.shape[2:]
+    return RequestError(
+        f"a window of {frames} frames with latents of {width}x{height} does not fit into the "
+        "device's memory, not even one guidance half at a time. Make width and height or "
+        "sampling.windows.num_frames smaller, or take a GPU with more memory."
+    )

@@ -1,0 +1,35 @@
+"""Guidance halves: what the networks compute together, they compute apart."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from musev.models.attachments import FramePositions, ImagePrompt
+from musev.models.tiny import make_tiny_bundle
+from musev.window_denoiser import ClipConditions, WindowDenoiser
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("given", [0, 1])
+def test_halves_are_the_two_rows_of_the_whole(given: int) -> None:
+    torch.set_num_threads(1)
+    unet = make_tiny_bundle(0).unet
+    torch.manual_seed(0)
+    width = unet.config.cross_attention_dim
+    text, tokens = torch.randn(2, 5, width), torch.randn(2, 4, width)
+    network = unet.prepare(text, (ImagePrompt(tokens),))
+    frames = torch.randn(1, 4, 1, 8, 8) if given else None
+    conditions = ClipConditions(network, text, frames, guided=True)
+    noisy, window = torch.randn(1, 4, 3, 8, 8), (4, 5, 6)
+
+    def estimate(of: ClipConditions) -> torch.Tensor:
+        return WindowDenoiser(unet, of, always=(FramePositions(),))(noisy, 500.0, window)
+
+    whole = estimate(conditions)
+    assert whole.shape == (2, 4, 3, 8, 8)
+    for index in range(2):
+        half = estimate(conditions.half(index))
+        assert half.shape == (1, 4, 3, 8, 8)
+        torch.testing.assert_close(half[0], whole[index], atol=5e-5, rtol=0)
+    assert not torch.allclose(whole[0], whole[1], atol=1e-3)
