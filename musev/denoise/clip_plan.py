@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from array import array
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -99,6 +100,16 @@ class ClipPlan:
     def num_tasks(self) -> int:
         """Windows of all steps together."""
         return sum(self.num_windows(step) for step in range(self.num_steps))
+
+    def count_lengths(self) -> dict[int, int]:
+        """Count the windows of all steps by their number of frames."""
+        steps = [self._at(step) for step in range(self.num_steps)]
+        times = Counter(map(id, steps))
+        counts: Counter[int] = Counter()
+        for windows in {id(windows): windows for windows in steps}.values():
+            for number in range(len(windows)):
+                counts[len(windows.window(number))] += times[id(windows)]
+        return dict(counts)
 
     def num_windows(self, step: int) -> int:
         """Count the windows of one step."""

@@ -22,8 +22,8 @@ from musev.errors import MusevError, WeightsError
 from musev.models import vae as vae_functions
 from musev.models.control import ControlNet
 from musev.models.image_prompt import ImageProjection
-from musev.models.loading import DTYPES, load_net, load_tokenizer
-from musev.models.published import load_published
+from musev.models.loading import DTYPES, build_empty, load_net, load_tokenizer
+from musev.models.published import build_released, load_published
 from musev.models.reference import ReferenceNet2D
 from musev.models.unet import UNet3DConditionModel
 from musev.weights import (
@@ -183,6 +183,42 @@ def load_bundle(
     if named:
         bundle = dataclasses.replace(bundle, controlnets=bundle.controlnets | named)
     return bundle.to(device, precision)
+
+
+def empty_networks(weights: WeightsConfig) -> dict[str, nn.Module]:
+    """Build the networks of a run without their weights, to count what they cost.
+
+    Args:
+        weights: As for :func:`load_bundle`. Of our own folder only the configs are read; published
+            networks have their published sizes, and their files need not be there.
+
+    Returns:
+        Networks on the ``meta`` device by part, ControlNets as ``controlnets/NAME``.
+    """
+    if weights.random_seed is not None:
+        from musev.models.tiny import make_tiny_bundle
+
+        nets = make_tiny_bundle(weights.random_seed).networks
+    elif weights.bundle is not None:
+        paths = bundle_paths(bundle_folder(weights.bundle))
+        kinds = {name: _kind_of(name) for name in paths}
+        nets = {
+            name: build_empty(kind, read_config(paths[name], where=name), where=name)
+            for name, kind in kinds.items()
+            if kind is not None
+        }
+    else:
+        with torch.device("meta"):
+            nets = build_released(weights)
+    for name, folder in weights.controlnets.items():
+        part = controlnet_part(name)
+        config = read_config(Path(folder), where=part) if Path(folder).is_dir() else {}
+        nets[part] = build_empty(ControlNet, config, where=part)
+    return {name: nn.Module.to(net.eval(), device="meta") for name, net in nets.items()}
+
+
+def _kind_of(part: str) -> type[nn.Module] | None:
+    return ControlNet if part.startswith(CONTROLNETS) else _NETWORKS.get(part)
 
 
 def _load_own(folder: Path, layer_norm_eps: float | None, *, dtype: torch.dtype) -> ModelBundle:

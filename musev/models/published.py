@@ -13,7 +13,12 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 from torch import nn
-from transformers import CLIPTextModel, CLIPVisionModelWithProjection
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
 
 from musev.config import WeightsConfig
 from musev.errors import WeightsError
@@ -63,6 +68,52 @@ MOTION_MARKS = (
     "_ip.weight",
 )
 _IMAGE_PROMPT_GROUPS = ("image_proj", "ip_adapter")
+_WIDTH = 768  # of a text token, Stable Diffusion 1.5
+# Source: config.json of stabilityai's sd-vae-ft-mse, openai's CLIP ViT-L/14 and, for pictures, the
+# ViT-H/14 that IP-Adapter ships.
+_VAE = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+}
+_TEXT_ENCODER = {
+    "hidden_size": _WIDTH,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+}
+_IMAGE_ENCODER = {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 16,
+    "patch_size": 14,
+    "projection_dim": 1024,
+}
+
+
+def build_released(config: WeightsConfig) -> dict[str, nn.Module]:
+    """Build the networks that the settings name in their published sizes; no file is read.
+
+    Args:
+        config: Settings with ``t2i`` and ``motion``; the files need not be there.
+
+    Returns:
+        Networks without weights, by part.
+    """
+    nets: dict[str, Any] = {
+        "unet": UNet3DConditionModel.from_config(released_config(config.motion_name)),
+        "vae": AutoencoderKL(**_VAE),
+        "text_encoder": CLIPTextModel(CLIPTextConfig(**_TEXT_ENCODER)),
+    }
+    if config.referencenet:
+        nets["referencenet"] = ReferenceNet2D(cross_attention_dim=_WIDTH)
+    if config.image_prompt and config.image_encoder:
+        nets["image_encoder"] = CLIPVisionModelWithProjection(CLIPVisionConfig(**_IMAGE_ENCODER))
+        nets["image_projection"] = ImageProjection(cross_attention_dim=_WIDTH)
+    return nets
 
 
 def load_published(config: WeightsConfig, *, dtype: torch.dtype) -> dict[str, Any]:

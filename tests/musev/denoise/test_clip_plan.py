@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
@@ -38,6 +39,12 @@ def test_every_step_is_what_the_planner_says(
         settle_steps=settle,
     )
     plan = ClipPlan(num_frames, config, num_steps=STEPS, seed=seed)
+    lengths = Counter(
+        len(window)
+        for step in range(STEPS)
+        for window in plan_windows(num_frames, config, step=step, num_steps=STEPS, seed=seed)
+    )
+    assert plan.count_lengths() == lengths
     total = 0
     for step in range(STEPS):
         windows = plan_windows(num_frames, config, step=step, num_steps=STEPS, seed=seed)

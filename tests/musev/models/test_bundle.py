@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from musev.config import ScheduleConfig, WeightsConfig
 from musev.errors import WeightsError
-from musev.models.bundle import ModelBundle, load_bundle, save_bundle
+from musev.models.bundle import ModelBundle, empty_networks, load_bundle, save_bundle
 from musev.models.control import ControlNet
 from musev.models.image_prompt import ImageProjection
 from musev.models.tiny import make_tiny_bundle
@@ -214,3 +214,24 @@ def test_digests_cover_every_part(folder: Path, tiny: ModelBundle) -> None:
 
 def test_the_vae_says_how_many_pixels_a_latent_is(tiny: ModelBundle) -> None:
     assert tiny.vae_scale_factor == 8
+
+
+def test_empty_networks_are_the_bundles_without_its_weights(
+    tiny: ModelBundle, folder: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "mine"
+    tiny.controlnets["openpose"].save_pretrained(own)
+    weights = WeightsConfig(bundle=str(folder), controlnets={"mine": str(own), "gone": "nowhere"})
+    for path in folder.rglob("*.safetensors"):
+        path.write_bytes(b"")  # not read
+    nets = empty_networks(weights)
+    shapes = {part: {k: v.shape for k, v in net.state_dict().items()} for part, net in nets.items()}
+    wanted = {
+        part: {k: v.shape for k, v in net.state_dict().items()}
+        for part, net in tiny.networks.items()
+    }
+    wanted["controlnets/mine"] = wanted["controlnets/openpose"]
+    full = shapes.pop("controlnets/gone")  # a ControlNet that is not there yet has SD1.5's size
+    assert sum(shape.numel() for shape in full.values()) > 3e8
+    assert shapes == wanted
+    assert {v.device.type for net in nets.values() for v in net.state_dict().values()} == {"meta"}

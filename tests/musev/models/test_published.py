@@ -14,7 +14,7 @@ from torch import Tensor
 from musev.config import ScheduleConfig, WeightsConfig
 from musev.errors import WeightsError
 from musev.models.bundle import ModelBundle, load_bundle
-from musev.models.published import MOTION_MARKS
+from musev.models.published import MOTION_MARKS, build_released
 from musev.models.tiny import make_tiny_bundle
 from musev.weights import digest_weights
 from tests.goldens import GOLDENS, require_goldens
@@ -261,3 +261,18 @@ def test_the_layout_needs_both_halves_of_an_image_prompt(tmp_path: Path) -> None
     config = WeightsConfig(t2i=str(tmp_path), motion=str(tmp_path), image_prompt="x.bin")
     with pytest.raises(WeightsError, match="together"):
         load_bundle(config)
+
+
+def test_released_sizes_are_those_of_the_published_files() -> None:
+    """Parameters as the model cards and the original's COST.md run count them."""
+    parts = {"referencenet": "r", "image_prompt": "i", "image_encoder": "e"}
+    everything = WeightsConfig(t2i="nowhere", motion="nowhere", **parts)
+    with torch.device("meta"):
+        nets = build_released(everything)
+        least = build_released(WeightsConfig(t2i="nowhere", motion="nowhere"))
+    millions = {name: sum(p.numel() for p in net.parameters()) / 1e6 for name, net in nets.items()}
+    assert millions["vae"] == pytest.approx(83.65, abs=0.01)
+    assert millions["text_encoder"] == pytest.approx(123.06, abs=0.01)
+    assert millions["image_encoder"] == pytest.approx(632.08, abs=0.01)
+    assert millions["image_projection"] == pytest.approx(3.15, abs=0.01)
+    assert set(least) == {"unet", "vae", "text_encoder"}
