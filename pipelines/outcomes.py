@@ -22,6 +22,19 @@ _UNEXPECTED = (
 )
 
 
+class WorkerLostError(MusevError):
+    """A row took its worker down again and again."""
+
+
+def worker_lost(times: int) -> WorkerLostError:
+    """Say why a row is quarantined."""
+    return WorkerLostError(
+        f"the worker died {times} times while rendering this row (out of memory, a crash of "
+        "a library, or its machine). Look at the worker's log, try the row with a smaller size or "
+        "fewer frames, then run again with --retry-failed."
+    )
+
+
 def fail_row(row: Row, *, stage: str, error: Exception, status: str = FAILED) -> Row:
     """Mark a row failed, so that it travels on with its reason and the others are not affected.
 

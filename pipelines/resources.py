@@ -6,10 +6,11 @@ Nothing here imports Ray at the top, so a dry run stays light.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,8 @@ MAX_ATTEMPTS = 3
 
 POLL_S = 1.0
 """How often a running dataset is looked after."""
+WORKERS_PER_DRIVER = 64
+"""How many workers' windows one process puts together."""
 _STAGE_CPUS = 0.25
 _LOCAL_OBJECT_STORE_BYTES = 256 * 2**20  # rows are tiny; media never enter the object store
 
@@ -97,6 +100,64 @@ def render_args(shape: ClusterShape, num_workers: int) -> dict[str, Any]:
     return {**args, "num_cpus": max(0.01, int(min(1.0, share) * 100) / 100)}
 
 
+def worker_resources(shape: ClusterShape, num_workers: int) -> dict[str, float]:
+    """What one worker of the pool asks Ray for.
+
+    Args:
+        shape: Of the cluster.
+        num_workers: Most workers there may be.
+
+    Returns:
+        Options of an actor: a GPU, or without GPUs a share of the CPUs that leaves room for the
+        stages.
+    """
+    if shape.device == "cuda":
+        return {"num_gpus": 1, "num_cpus": 0}
+    share = (shape.num_cpus - 2 * _STAGE_CPUS) / num_workers
+    return {"num_cpus": max(0.01, int(min(1.0, share) * 100) / 100)}
+
+
+def keep_out_of_budget(resources: Mapping[str, float], num_workers: int) -> None:
+    """Tell Ray Data what the pool's workers hold; it does not see actors that are not its own.
+
+    Call it in the process that runs the dataset.
+
+    Args:
+        resources: Of one worker.
+        num_workers: Most workers there may be.
+    """
+    from ray.data import DataContext, ExecutionResources
+
+    DataContext.get_current().execution_options.exclude_resources = ExecutionResources(
+        cpu=num_workers * resources.get("num_cpus", 0.0),
+        gpu=num_workers * resources.get("num_gpus", 0.0),
+    )
+
+
+def drive_args(num_workers: int, num_rows: int) -> dict[str, Any]:
+    """Arguments of the stage that drives rows over the pool: few actors, many rows in each.
+
+    A driver computes a few milliseconds for every window that a worker computes for half a second;
+    how many workers one can serve is measured in docs/wavefront.md. More rows are driven than there
+    are workers, so that a free one always finds a task.
+
+    Args:
+        num_workers: Most workers of the pool.
+        num_rows: Rows there are.
+
+    Returns:
+        Keyword arguments for :func:`apply_stage`.
+    """
+    num_actors = math.ceil(num_workers / WORKERS_PER_DRIVER)
+    rows = math.ceil(min(num_rows, 2 * num_workers + 2) / num_actors)
+    return {
+        "actor_pool_size": num_actors,
+        "rows_at_a_time": max(1, rows),
+        "max_task_retries": MAX_ATTEMPTS + 1,
+        "num_cpus": _STAGE_CPUS,
+    }
+
+
 def plan_shard_workers(shape: ClusterShape, asked: int | None, *, networks: bool) -> int:
     """Decide how many workers make the shards of a dataset.
 
@@ -148,7 +209,12 @@ def apply_stage(dataset: Any, stage: Any, args: dict[str, Any], **constructor: A
         return dataset.map(
             stage, fn_kwargs=constructor, compute=TaskPoolStrategy(size=size), **args
         )
-    pool = ActorPoolStrategy(size=args.pop("actor_pool_size"), max_tasks_in_flight_per_actor=1)
+    rows = args.pop("rows_at_a_time", 1)
+    pool = ActorPoolStrategy(
+        size=args.pop("actor_pool_size"),
+        max_tasks_in_flight_per_actor=rows,
+        max_concurrent_calls_per_actor=rows if rows > 1 else None,
+    )
     return dataset.map(stage, fn_constructor_kwargs=constructor, compute=pool, **args)
 
 

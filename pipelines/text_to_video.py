@@ -1,21 +1,25 @@
 """Graph: requests in, videos with commit records on storage out.
 
-    requests -> load_inputs (tasks) -> [driver: drop what is settled] -> render + commit (actors)
+    requests -> load_inputs (tasks) -> [driver: drop what is settled] -> drive + commit (actors)
+                                                                          |  leases, windows
+                                                                        pool of workers
 
-Two datasets, not one, for a reason: a fixed pool of render actors holds its GPUs from the first row
-on, so everything that needs no GPU (fetching, checking, naming, dropping) is over before it starts.
-Rows are tiny in both; pixels never enter Ray's object store. Render and commit share one process,
-because the mp4 between them lies in the worker's own folder; Ray would be free to run two operators
-on two machines. The commit is made inside the stage: what a dataset has yet to write when its
-driver dies is lost, what is committed is not.
+Two datasets, not one, for a reason: workers hold their GPUs from the first row on, so everything
+that needs no GPU (fetching, checking, naming, dropping) is over before they start. Rows are tiny in
+both; of pixels, only encoded segments leave a worker. The workers are no stage of the dataset but a
+pool beside it (:mod:`pipelines.pool`), outside Ray Data's budget: a row with one window is one task
+of one worker, commit included; the windows of a longer one go to whoever is free. The commit is
+made inside the stage: what a dataset has yet to write when its driver dies is lost, what is
+committed is not.
 
-A row whose worker dies is tried again by Ray, and given up by its own count in storage. A row that
-vanishes with its worker, or a dataset that stands still, costs a new round over the rows that wait.
+A row whose worker dies goes to another one, and is given up by its own count in storage. A row that
+vanishes with its driver, or a dataset that stands still, costs a new round over the rows that wait.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,26 +28,30 @@ from typing import Any
 
 from musev.config import ClipRequest, Profile, to_plain
 from musev.weights import digests_in_use
+from pipelines.clip_driver import DriveClips
+from pipelines.clip_worker import ClipWorker, WorkerSetup
+from pipelines.engines import LoadEngine, load_networks
 from pipelines.ledger import Ledger, Record, sample_id
 from pipelines.media_cache import MediaCache
 from pipelines.outcomes import Row, fail_row, failure_record, unsampled_id
 from pipelines.plan import RunPlan, measured_requests, plan_run
-from pipelines.progress import BoardView, Pulse
+from pipelines.pool import PoolPlan, start_broker
+from pipelines.progress import BoardView
 from pipelines.resources import (
     MAX_ATTEMPTS,
     ClusterShape,
     apply_stage,
+    drive_args,
+    keep_out_of_budget,
     load_inputs_args,
     one_row_a_block,
-    render_args,
     stream_rows,
+    worker_resources,
 )
-from pipelines.rounds import SILENCE_S, RemoteSigns, Rounds, WorkersFailError, run_rounds
+from pipelines.rounds import SILENCE_S, Rounds, WorkersFailError, run_rounds
 from pipelines.rows import RowFailure, request_columns, request_from_json, request_to_json
-from pipelines.stages.commit import CommitClip
 from pipelines.stages.load_inputs import STAGE as LOAD_INPUTS
 from pipelines.stages.load_inputs import load_inputs
-from pipelines.stages.render import LoadEngine, RenderClip, load_networks
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +69,13 @@ class Graph:
     model_digests: dict[str, str]
     shape: ClusterShape = field(default_factory=lambda: ClusterShape(num_cpus=1, num_gpus=0))
     num_workers: int = 1
+    """Most workers there may be."""
+    least_workers: int | None = None
+    """Workers that are there from the start to the end; None for all."""
     load_engine: LoadEngine = load_networks
     silence_s: float = SILENCE_S
+    conducting: dict[str, Any] = field(default_factory=dict)
+    """Changes to :class:`pipelines.conductor.ConductorConfig`."""
 
     def name_sample(self, request: ClipRequest, media_digests: Mapping[str, str]) -> str:
         """Name a request's video by everything that decides its bytes."""
@@ -223,7 +236,7 @@ def render_rows(graph: Graph, rows: Sequence[Row], *, on_tick: OnTick) -> list[R
         on_tick(tally, view)
 
     rounds = Rounds(
-        build=functools.partial(_render_dataset, graph=graph),
+        build=functools.partial(_drive_dataset, graph=graph),
         key="sample_id",
         num_workers=graph.num_workers,
         loads=f"the networks of profile {graph.profile.name!r}",
@@ -231,32 +244,6 @@ def render_rows(graph: Graph, rows: Sequence[Row], *, on_tick: OnTick) -> list[R
     )
     run_rounds(rounds, tally.waiting, on_row)
     return tally.outcomes
-
-
-class RenderAndCommit:
-    """The render and the commit stage in one process, one row after the other."""
-
-    def __init__(self, *, graph: Graph, board: Any) -> None:
-        self._pulse = Pulse(RemoteSigns(board))
-        try:
-            self._render = RenderClip(
-                profile=graph.profile,
-                device=graph.shape.device,
-                ledger=graph.ledger,
-                cache=graph.cache,
-                pulse=self._pulse,
-                load_engine=graph.load_engine,
-            )
-        except Exception as error:
-            board.failed_to_load.remote(f"{type(error).__name__}: {error}")
-            raise
-        self._commit = CommitClip(ledger=graph.ledger, model_digests=graph.model_digests)
-        self._pulse.ready()
-
-    def __call__(self, row: Row) -> Row:
-        """Bring one row to its end."""
-        with self._pulse.working():
-            return self._commit(self._render(row))
 
 
 def _input_rows(requests: Sequence[ClipRequest]) -> list[Row]:
@@ -272,9 +259,49 @@ def _inputs_dataset(rows: list[Row], *, graph: Graph) -> Any:
     return apply_stage(one_row_a_block(rows), load_inputs, args, **stage)
 
 
-def _render_dataset(rows: list[Row], *, graph: Graph, board: Any) -> Any:
-    args = render_args(graph.shape, graph.num_workers)
-    return apply_stage(one_row_a_block(rows), RenderAndCommit, args, graph=graph, board=board)
+def _drive_dataset(rows: list[Row], *, graph: Graph, board: Any) -> Any:
+    """A dataset that drives rows over a pool; the pool ends with the process that calls this."""
+    setup = WorkerSetup(
+        profile=graph.profile,
+        device=graph.shape.device,
+        ledger=graph.ledger,
+        cache=graph.cache,
+        model_digests=graph.model_digests,
+        load_engine=graph.load_engine,
+        shares_parts=_share_media(rows),
+    )
+    resources = worker_resources(graph.shape, graph.num_workers)
+    least = graph.num_workers if graph.least_workers is None else graph.least_workers
+    broker = start_broker(
+        PoolPlan(least=least, most=graph.num_workers),
+        functools.partial(_make_worker, setup=setup, board=board, resources=resources),
+    )
+    keep_out_of_budget(resources, graph.num_workers)
+    numbered = [{**row, "order": number} for number, row in enumerate(rows)]
+    return apply_stage(
+        one_row_a_block(numbered),
+        DriveClips,
+        drive_args(graph.num_workers, len(rows)),
+        setup=setup,
+        broker=broker,
+        board=board,
+        num_workers=graph.num_workers,
+        settings=graph.conducting,
+    )
+
+
+def _make_worker(
+    broker: Any, *, setup: WorkerSetup, board: Any, resources: Mapping[str, float]
+) -> Any:
+    import ray
+
+    return ray.remote(ClipWorker).options(**resources).remote(setup, board, broker)
+
+
+def _share_media(rows: Sequence[Row]) -> bool:
+    """Whether any picture or video is named by more than one row."""
+    digests = [digest for row in rows for digest in json.loads(row["media_digests"]).values()]
+    return len(set(digests)) < len(digests)
 
 
 def _work(row: Row) -> float:

@@ -1,81 +1,20 @@
-"""Stage: render a row to an mp4 file in the worker's own folder (one model bundle a worker)."""
+"""Stage: render a row to an mp4 file in the worker's own folder (one engine a worker)."""
 
 from __future__ import annotations
 
-import json
-import logging
-import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
-import numpy as np
-
-from musev.config import ClipRequest, Profile
-from musev.errors import MusevError
-from musev.media import VideoInfo, read_image
+from pipelines.clip_media import open_media
+from pipelines.engines import Engine
 from pipelines.ledger import Ledger
 from pipelines.media_cache import MediaCache
-from pipelines.outcomes import QUARANTINED, READY, Row, fail_row
+from pipelines.outcomes import QUARANTINED, READY, Row, fail_row, worker_lost
 from pipelines.progress import Pulse
 from pipelines.resources import MAX_ATTEMPTS
 from pipelines.rows import request_from_json
 from pipelines.scratch import scratch_folder
 
 STAGE = "render"
-
-logger = logging.getLogger(__name__)
-
-OnProgress = Callable[[str, int, int], None]
-Media = dict[str, np.ndarray | Path]
-"""Manifest column to decoded picture, and ``video`` to a file on this machine."""
-Render = Callable[[ClipRequest, Media, Path, OnProgress], VideoInfo]
-LoadEngine = Callable[[Profile, str], Render]
-
-
-class WorkerLostError(MusevError):
-    """A row took its worker down again and again."""
-
-
-def load_networks(profile: Profile, device: str) -> Render:
-    """Load a profile's networks and return the function that renders with them.
-
-    On the CPU one thread is used: sums come out in one order, so a clip's bytes depend neither on
-    the machine's number of cores nor on the number of workers.
-
-    Args:
-        profile: Names the weights, the precision and the encoder.
-        device: ``cpu`` or ``cuda``.
-
-    Returns:
-        Renders one request with its media to a file.
-    """
-    import torch  # on the worker, never on the driver
-
-    from musev.models.bundle import load_bundle
-    from musev.render import ClipMedia, render_clip
-
-    if device == "cpu":
-        torch.set_num_threads(1)
-    bundle = load_bundle(profile.weights, device=device, precision=profile.precision)
-
-    def render(request: ClipRequest, media: Media, target: Path, progress: OnProgress) -> VideoInfo:
-        try:
-            return render_clip(
-                bundle,
-                request,
-                ClipMedia(**media),  # pyright: ignore[reportArgumentType]
-                encoder=profile.encoder,
-                target=target,
-                on_progress=progress,
-            )
-        except torch.AcceleratorError:
-            # The CUDA context of this process is broken; only a new process can go on.
-            logger.exception("request %s broke the device", request.request_id)
-            os._exit(70)
-
-    return render
 
 
 class RenderClip:
@@ -87,30 +26,22 @@ class RenderClip:
     takes its worker down is known even though it left no message.
 
     Args:
-        profile: Names weights, precision and encoder.
-        device: ``cpu`` or ``cuda``.
+        engine: Renders.
+        device: ``cpu`` or ``cuda``, for the record.
         ledger: Counts attempts.
         cache: Holds the rows' media.
         pulse: Told of every bit of progress.
-        load_engine: Builds the function that renders; called once.
     """
 
     def __init__(
-        self,
-        *,
-        profile: Profile,
-        device: str,
-        ledger: Ledger,
-        cache: MediaCache,
-        pulse: Pulse,
-        load_engine: LoadEngine = load_networks,
+        self, *, engine: Engine, device: str, ledger: Ledger, cache: MediaCache, pulse: Pulse
     ) -> None:
+        self._engine = engine
         self._ledger = ledger
         self._cache = cache
         self._device = device
         self._pulse = pulse
         self._folder = scratch_folder()
-        self._render = load_engine(profile, device)
 
     def __call__(self, row: Row) -> Row:
         """Render one row."""
@@ -119,14 +50,14 @@ class RenderClip:
         attempt_id, number = self._ledger.begin_attempt(row["sample_id"])
         row = {**row, "attempt_id": attempt_id, "attempts": number}
         if number > MAX_ATTEMPTS:
-            return fail_row(row, stage=STAGE, error=_worker_lost(), status=QUARANTINED)
+            return fail_row(row, stage=STAGE, error=worker_lost(MAX_ATTEMPTS), status=QUARANTINED)
         target = self._folder / f"{row['sample_id']}.mp4"
         watch = _StageWatch(row["sample_id"], self._pulse)
         try:
             request = request_from_json(row["request"])
-            with self._open_media(request, json.loads(row["media_digests"])) as media:
+            with open_media(self._cache, request, row["media_digests"]) as media:
                 watch.progress("load", 1, 1)
-                measured = self._render(request, media, target, watch.progress)
+                measured = self._engine.render(request, media, target, watch.progress)
         except Exception as error:  # noqa: BLE001 - one bad row must not end the run
             target.unlink(missing_ok=True)
             return fail_row(row, stage=STAGE, error=error)
@@ -137,28 +68,6 @@ class RenderClip:
             "device": self._device,
             "stage_seconds": watch.seconds(),
         }
-
-    @contextmanager
-    def _open_media(self, request: ClipRequest, digests: dict[str, str]) -> Iterator[Media]:
-        uris = request.media
-        video = uris.pop("video", None)
-        media: Media = {
-            column: read_image(self._cache.read(uri, digests[column]), name=f"{column} {uri}")
-            for column, uri in uris.items()
-        }
-        if video is None:
-            yield media
-            return
-        with self._cache.open_file(video, digests["video"]) as (_, path):
-            yield media | {"video": path}
-
-
-def _worker_lost() -> WorkerLostError:
-    return WorkerLostError(
-        f"the worker died {MAX_ATTEMPTS} times while rendering this row (out of memory, a crash of "
-        "a library, or its machine). Look at the worker's log, try the row with a smaller size or "
-        "fewer frames, then run again with --retry-failed."
-    )
 
 
 class _StageWatch:

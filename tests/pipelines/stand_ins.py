@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,14 +22,21 @@ LAPTOP = ClusterShape(num_cpus=2, num_gpus=0)
 MINI = Profile(name="mini", weights=WeightsConfig(random_seed=0), width=32, height=32)
 
 
-def colour_engine(profile: Profile, device: str) -> Callable[..., VideoInfo]:
-    """Render plain frames whose colour is the seed's; prompts of the form ``!word`` misbehave."""
+class ColourEngine:
+    """Plain frames whose colour is the seed's; long clips by a formula in the networks' place.
+
+    Prompts of the form ``!word`` misbehave, in long clips at the windows.
+    """
+
+    def __init__(self, profile: Profile) -> None:
+        self._profile = profile
 
     def render(
+        self,
         request: ClipRequest,
         media: dict[str, np.ndarray | Path],
         target: Path,
-        progress: Callable[[str, int, int], None],
+        on_progress: Callable[[str, int, int], None],
     ) -> VideoInfo:
         misbehave(request.prompt)
         shape_TYXC = (request.num_frames, request.height, request.width, 3)
@@ -38,12 +47,58 @@ def colour_engine(profile: Profile, device: str) -> Callable[..., VideoInfo]:
                     frame_YXC[:] = control_YXC.mean()
             else:
                 frames_TYXC[0] = item[: request.height, : request.width]
-        progress("denoise", 1, 1)
-        write_segment(target, frames_TYXC, fps=request.fps, encoder=profile.encoder)
-        progress("decode", request.num_frames, request.num_frames)
+        on_progress("denoise", 1, 1)
+        write_segment(target, frames_TYXC, fps=request.fps, encoder=self._profile.encoder)
+        on_progress("decode", request.num_frames, request.num_frames)
         return probe_video(target)
 
-    return render
+    def condition(self, request: ClipRequest, media: dict[str, np.ndarray | Path]) -> Any:
+        """Conditions: the brightness of each picture. A condition image gives frame 0."""
+        import torch
+
+        from musev.clip_front import ClipFacts
+        from musev.config import ScheduleConfig
+
+        tones = {name: float(np.mean(x)) for name, x in media.items() if not isinstance(x, Path)}
+        size = (request.height // 8, request.width // 8)
+        given = None
+        if "condition_image" in tones:
+            given = torch.full((1, 4, 1, *size), tones["condition_image"] / 255)
+        facts = ClipFacts(
+            schedule=ScheduleConfig(),
+            latent_height=size[0],
+            latent_width=size[1],
+            given_BCTHW=given,
+        )
+        return sum(tones.values()), facts
+
+    @contextmanager
+    def open_clip(
+        self, request: ClipRequest, conditions: float, video: Path | None
+    ) -> Iterator[Callable[..., Any]]:
+        import torch
+
+        halves = 2 if request.sampling.guidance.active else 1
+
+        def denoise(noisy_BCFHW: Any, timestep: float, frames: tuple[int, ...]) -> Any:
+            misbehave(request.prompt)
+            mixed = noisy_BCFHW.mean(dim=2, keepdim=True) * 0.3 + noisy_BCFHW * 0.6
+            places = torch.tensor(frames, dtype=torch.float32)[None, None, :, None, None]
+            estimate = mixed + torch.sin(places * 0.37 + timestep) * 0.05 + conditions * 1e-4
+            return torch.cat([estimate * (1 + 0.1 * half) for half in range(halves)])
+
+        yield denoise
+
+    def write_segment(self, latents_BCTHW: Any, *, fps: float, target: Path) -> int:
+        tones_TYX = latents_BCTHW[0, 0].clamp(-3, 3).numpy() * 40 + 128
+        frames_TYX = np.kron(tones_TYX.astype(np.uint8), np.ones((1, 8, 8), np.uint8))
+        frames_TYXC = np.repeat(frames_TYX[..., None], 3, axis=3)
+        return write_segment(target, frames_TYXC, fps=fps, encoder=self._profile.encoder)
+
+
+def colour_engine(profile: Profile, device: str, parts: Any = None) -> ColourEngine:
+    """Load nothing."""
+    return ColourEngine(profile)
 
 
 def misbehave(prompt: str) -> None:
@@ -64,19 +119,19 @@ class GpuEngine:
 
     notes: Path
 
-    def __call__(self, profile: Profile, device: str) -> Callable[..., VideoInfo]:
+    def __call__(self, profile: Profile, device: str, parts: Any = None) -> ColourEngine:
         assert device == "cuda", device
         with self.notes.open("a") as notes:
             notes.write(os.environ["CUDA_VISIBLE_DEVICES"] + "\n")
         return colour_engine(profile, device)
 
 
-def broken_engine(profile: Profile, device: str) -> Callable[..., VideoInfo]:
+def broken_engine(profile: Profile, device: str, parts: Any = None) -> ColourEngine:
     """An engine that cannot be built."""
     raise ValueError("the weights are not what they seem")
 
 
-def dying_engine(profile: Profile, device: str) -> Callable[..., VideoInfo]:
+def dying_engine(profile: Profile, device: str, parts: Any = None) -> ColourEngine:
     """An engine that takes its process down while it is built."""
     os._exit(9)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from musev.config import ClipRequest
+from musev.config import ClipRequest, SamplingConfig, WindowConfig
 from musev.media import probe_video
 from pipelines import text_to_video
 from pipelines.progress import BoardView
@@ -130,9 +130,8 @@ def test_a_row_that_kills_its_worker_is_quarantined_and_the_others_are_rendered_
 
 @pytest.mark.faults
 def test_a_worker_that_leaves_in_good_order_does_not_stop_the_run(folder: Path) -> None:
-    # Ray counts a clean exit as the user's wish: the actor is not restarted, and a pool of which
-    # nobody is left hangs for ever. A new round has to bring workers back.
-    wired = graph(folder, silence_s=8)
+    # Ray counts a clean exit as the user's wish and would not restart the actor; the pool must.
+    wired = graph(folder)
     outcomes = render(
         wired,
         request("leaver1", prompt="!leave", num_frames=9),
@@ -157,6 +156,49 @@ def test_what_keeps_workers_from_loading_ends_the_run_with_its_reason(folder: Pa
 def test_workers_that_die_while_loading_end_the_run(folder: Path) -> None:
     with pytest.raises(WorkersFailError, match="while loading the networks"):
         render(graph(folder, load_engine=dying_engine, num_workers=1), request("any"))
+
+
+LONG = {
+    "num_frames": 26,
+    "sampling": SamplingConfig(
+        num_steps=3, windows=WindowConfig(num_frames=6, overlap=2), solver="dpmpp"
+    ),
+}
+
+
+def test_a_long_row_is_one_video_whatever_the_number_of_workers(folder: Path) -> None:
+    face = picture(folder / "face.png")
+    rows = [
+        request("long", condition_image=face, **LONG),
+        request("short", condition_image=face),
+        request("longer", **{**LONG, "num_frames": 40}),
+    ]
+    one = graph(folder / "one", num_workers=1)
+    three = graph(folder / "three", num_workers=3, least_workers=1)
+    for wired in (one, three):
+        outcomes = render(wired, *rows)
+        assert {row["status"] for row in outcomes.values()} == {"committed"}
+    assert digests(one) == digests(three)
+    record = next(r for r in three.ledger.committed().values() if r["request_id"] == "long")
+    assert record["num_frames"] == 26
+    assert {"condition", "denoise", "decode", "join"} <= set(record["stage_seconds"])
+    assert not [path for path in (folder / "three" / "out" / "work").rglob("*") if path.is_file()]
+
+
+def test_a_window_that_kills_its_worker_costs_its_row_and_no_other(folder: Path) -> None:
+    wired = graph(folder)
+    outcomes = render(
+        wired,
+        request("poison", prompt="!die", **LONG),
+        request("bug", prompt="!raise", **LONG),
+        request("good", **LONG),
+    )
+    assert {name: row["status"] for name, row in outcomes.items()} == {
+        "poison": "quarantined",
+        "bug": "failed",
+        "good": "committed",
+    }
+    assert outcomes["bug"]["error_message"].startswith("no such thing as this")
 
 
 def test_with_gpus_every_worker_holds_one_of_its_own(folder: Path) -> None:

@@ -25,12 +25,11 @@ def board() -> Board:
 def stage(tmp_path: Path, board: Board) -> RenderClip:
     wired = graph(tmp_path)
     return RenderClip(
-        profile=wired.profile,
+        engine=colour_engine(wired.profile, "cpu"),
         device="cpu",
         ledger=wired.ledger,
         cache=wired.cache,
         pulse=Pulse(board),
-        load_engine=colour_engine,
     )
 
 

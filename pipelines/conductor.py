@@ -1,0 +1,502 @@
+"""One long clip over the pool: its wavefront on this side, its windows on whatever worker is free.
+
+The conductor holds the clip's latents and the order of operations, never a network. It asks the
+broker for a worker for every task that is ready, sends it the window's latents, and merges what
+comes back. Finished frames become segments on the workers while the rest still denoises. Every few
+tasks the state goes to storage, so a conductor that dies costs what came after.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import statistics
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from musev.clip_front import ClipFacts, count_generated, open_front
+from musev.config import ClipRequest
+from musev.denoise.clip_plan import Task
+from musev.denoise.snapshots import Snapshot
+from musev.denoise.wavefront import Wavefront, Work
+from musev.errors import MusevError
+from pipelines.checkpoints import RANGE_FRAMES, ClipStore
+from pipelines.outcomes import Row, worker_lost
+from pipelines.pool import Lease, Wish
+from pipelines.wire import PackedTensor, pack, unpack
+
+logger = logging.getLogger(__name__)
+
+MAX_DEATHS = 3
+"""A task whose worker dies this often ends its row."""
+CHECKPOINT_TASKS = 2_000
+"""Longest stretch between two checkpoints, in tasks; a short clip's is two steps."""
+TICK_S = 1.0
+LATE_S = 120.0
+"""A task is never called late before this."""
+LATE_FACTOR = 8.0
+"""A task is late after this many times the median; a second worker then gets it too."""
+_DECODE, _DENOISE, _CONDITION = 0, 1, -1
+
+
+class PoolLostError(MusevError):
+    """The broker is gone; the row is not to blame."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConductorConfig:
+    """How a clip is driven."""
+
+    segment_frames: int
+    num_workers: int
+    """Most workers there can be."""
+    checkpoint_tasks: int | None = None
+    """Tasks between two checkpoints; None: two steps of the clip."""
+    late_s: float = LATE_S
+
+
+@dataclass
+class ConductorCounts:
+    """What was done for a clip."""
+
+    tasks: int = 0
+    late: int = 0
+    lost: int = 0
+    duplicates: int = 0
+    checkpoints: int = 0
+    resumed_tasks: int = 0
+    """Tasks that a checkpoint saved."""
+    busy_s: dict[str, float] = field(default_factory=dict)
+    """Seconds of workers by kind of task."""
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """A task in a worker's hands."""
+
+    what: Task | int | None
+    """A window, the number of a segment, or None for the conditions."""
+    lease: Lease
+    at: float
+
+
+class Conductor:
+    """Drives one clip.
+
+    Args:
+        broker: Handle of the pool's broker.
+        row: Ready row of the clip; goes to the workers as it is.
+        request: The clip.
+        order: Number of the video: lower ones are served first.
+        store: Its checkpoints and segments.
+        config: How to drive.
+        on_progress: Called with (stage, done, total).
+    """
+
+    def __init__(
+        self,
+        broker: Any,
+        *,
+        row: Row,
+        request: ClipRequest,
+        order: int,
+        store: ClipStore,
+        config: ConductorConfig,
+        on_progress: Callable[[str, int, int], None],
+    ) -> None:
+        self._broker = broker
+        self._row = row
+        self._request = request
+        self._order = order
+        self._store = store
+        self._config = config
+        self._on_progress = on_progress
+        self._owner = f"{row['sample_id']}:{row['attempt_id']}"
+        self._wishes: dict[Any, int] = {}  # reference -> kind
+        self._sent: dict[Any, _Sent] = {}
+        self._deaths: Counter[object] = Counter()
+        self._late: set[Any] = set()
+        self._seconds: deque[float] = deque(maxlen=200)  # of the last windows
+        self._since_checkpoint = 0
+        self._saving: Future[int] | None = None
+        self.counts = ConductorCounts()
+
+    def run(self) -> int:
+        """Bring the clip to its segments.
+
+        Returns:
+            How many segments lie in storage.
+
+        Raises:
+            MusevError: If the row cannot be rendered.
+            WorkerLostError: If a task takes its workers down again and again.
+            PoolLostError: If the pool is gone.
+        """
+        from ray.exceptions import RayActorError
+
+        try:
+            with ThreadPoolExecutor(1, thread_name_prefix="checkpoint") as self._writer:
+                return self._run()
+        except RayActorError as error:
+            raise PoolLostError(f"the broker of the workers is gone: {error}") from error
+        finally:
+            self._let_go()
+
+    def _run(self) -> int:
+        facts = self._condition()
+        self._segments = _Segments(self._request.num_frames, self._config.segment_frames, facts)
+        if count_generated(self._request, facts) == 0:
+            front = None
+        else:
+            front = self._open_front(facts)
+            self._segments.start(front)
+        while not self._segments.finished:
+            self._ask(front)
+            self._send_again_what_is_late(front)
+            for reference in self._wait():
+                if reference in self._wishes:
+                    self._use(front, facts, reference)
+                else:
+                    self._take_in(front, reference)
+            if front is not None:
+                self._save_if_due(front)
+        if self._saving is not None:
+            self._saving.result()
+        return self._segments.count
+
+    def _condition(self) -> ClipFacts:
+        """Have the conditions computed on some worker; they stay in the object store."""
+        import ray
+
+        while True:
+            lease = self._lease(Wish(order=(self._order, _CONDITION), owner=self._owner))
+            conditions, facts, seconds = lease.worker.condition.options(num_returns=3).remote(
+                self._row
+            )
+            try:
+                found: ClipFacts = _get(facts)
+                self._add_seconds("condition", ray.get(seconds))
+                self._clip = [ray.put(self._row), conditions]
+                return found
+            except _Lost as lost:
+                self._note_death(None, lease, lost)
+            finally:
+                self._broker.hand_back.remote(lease)
+
+    def _lease(self, wish: Wish) -> Lease:
+        import ray
+
+        return ray.get(self._broker.lease.remote(wish))
+
+    def _open_front(self, facts: ClipFacts) -> Wavefront:
+        windows = self._request.sampling.windows
+        stride = max(1, windows.num_frames - windows.overlap)
+        # Enough begun frames for every worker to find a task at some step, and for the segments.
+        ahead = max(
+            4 * self._config.num_workers * windows.num_frames,
+            2 * self._config.segment_frames + 2 * stride,
+        )
+        snapshot = self._load_checkpoint(facts)
+        front = open_front(self._request, facts, snapshot=snapshot, ahead=ahead)
+        self._interval = self._config.checkpoint_tasks or min(
+            CHECKPOINT_TASKS, 2 * front.plan.num_windows(0)
+        )
+        self._total = front.plan.num_tasks
+        if snapshot is not None:
+            self.counts.resumed_tasks = _tasks_behind(front)
+            logger.info("%s goes on from a checkpoint", self._request.request_id)
+        return front
+
+    def _load_checkpoint(self, facts: ClipFacts) -> Snapshot | None:
+        """The newest checkpoint whose forgotten frames are all in stored segments."""
+        snapshot = self._store.load()
+        if snapshot is None:
+            return None
+        stored = self._store.segments()
+        for part in snapshot.ranges:
+            if part.step < snapshot.num_steps or part.states:
+                continue
+            size, given = self._config.segment_frames, facts.num_given
+            needed = range((part.first + given) // size, (part.stop - 1 + given) // size + 1)
+            if not stored.issuperset(needed):
+                logger.warning("segments of %s are missing: it starts anew", self._owner)
+                return None
+        return snapshot
+
+    def _ask(self, front: Wavefront | None) -> None:
+        """Wish for as many workers as there are tasks for them."""
+        windows = 0 if front is None else front.num_ready
+        most = 2 * self._config.num_workers + 2
+        for kind, wanted in ((_DECODE, self._segments.num_waiting), (_DENOISE, windows)):
+            waiting = sum(other == kind for other in self._wishes.values())
+            for _ in range(min(wanted, most) - waiting):
+                self._wish(kind)
+
+    def _wish(self, kind: int) -> None:
+        wish = Wish(order=(self._order, kind), owner=self._owner, queues=True)
+        self._wishes[self._broker.lease.remote(wish)] = kind
+
+    def _wait(self) -> list[Any]:
+        import ray
+
+        references = [*self._wishes, *self._sent]
+        assert references, "a clip that is not finished has something to do or to wait for"
+        ready, rest = ray.wait(references, num_returns=1, timeout=TICK_S, fetch_local=True)
+        if ready and rest:
+            more, _ = ray.wait(rest, num_returns=len(rest), timeout=0)
+            ready += more
+        return ready
+
+    def _use(self, front: Wavefront | None, facts: ClipFacts, reference: Any) -> None:
+        """A worker is free: give it a segment, else a window, else nothing."""
+        import ray
+
+        self._wishes.pop(reference)
+        lease: Lease = ray.get(reference)
+        if (number := self._segments.take_next()) is not None:
+            self._send_segment(front, facts, number, lease)
+        elif front is not None and (work := front.take_next()) is not None:
+            self._send_window(work, lease)
+        else:
+            self._broker.hand_back.remote(lease)
+
+    def _send_window(self, work: Work, lease: Lease) -> None:
+        answer = lease.worker.denoise.remote(
+            self._owner, self._clip, pack(work.noisy_BCFHW), work.timestep, work.task.frames
+        )
+        self._sent[answer] = _Sent(work.task, lease, time.monotonic())
+
+    def _send_segment(
+        self, front: Wavefront | None, facts: ClipFacts, number: int, lease: Lease
+    ) -> None:
+        latents = []
+        first, stop = self._segments.generated(number)
+        if first < 0 and facts.given_BCTHW is not None:
+            given_first = first + facts.num_given
+            latents.append(facts.given_BCTHW[:, :, given_first : min(0, stop) + facts.num_given])
+        if front is not None and stop > max(first, 0):
+            latents.append(front.latents(max(first, 0), stop))
+        answer = lease.worker.decode.remote(
+            self._request.fps, pack(torch.cat(latents, dim=2)), self._store.segment_name(number)
+        )
+        self._sent[answer] = _Sent(number, lease, time.monotonic())
+
+    def _take_in(self, front: Wavefront | None, reference: Any) -> None:
+        """A worker has answered, or is lost."""
+        sent = self._sent.pop(reference)
+        self._late.discard(reference)
+        try:
+            answer, seconds = _get(reference)
+        except _Lost as lost:
+            if isinstance(sent.what, int):
+                self._segments.give_back(sent.what)
+            elif front is not None and sent.what is not None and not self._is_sent(sent.what):
+                front.give_back(sent.what)
+            self._note_death(sent.what, sent.lease, lost)
+            return
+        self._broker.hand_back.remote(sent.lease)
+        if isinstance(sent.what, int):
+            self._add_seconds("decode", seconds)
+            first, stop = self._segments.generated(sent.what)
+            if self._segments.store(sent.what) and front is not None and stop > max(first, 0):
+                front.release(max(first, 0), stop)
+            self._on_progress("decode", self._segments.num_stored, self._segments.count)
+            return
+        assert front is not None
+        assert isinstance(sent.what, Task)
+        self._merge(front, sent.what, answer, seconds)
+
+    def _merge(self, front: Wavefront, task: Task, answer: PackedTensor, seconds: float) -> None:
+        duplicates = front.num_duplicates
+        moved = front.answer(task, unpack(answer).float())
+        self.counts.duplicates += front.num_duplicates - duplicates
+        self.counts.tasks += front.num_duplicates == duplicates
+        self._since_checkpoint += 1
+        self._seconds.append(seconds)
+        self._add_seconds("denoise", seconds)
+        if task.step + 1 == front.num_steps:
+            self._segments.complete(moved)
+        done = self.counts.tasks + self.counts.resumed_tasks
+        self._on_progress("denoise", done, self._total)
+
+    def _send_again_what_is_late(self, front: Wavefront | None) -> None:
+        """Wish for a second worker for every task past its deadline; the first answer wins."""
+        if front is None or not self._sent:
+            return
+        typical_s = statistics.median(self._seconds) if self._seconds else 0.0
+        deadline_s = max(self._config.late_s, LATE_FACTOR * typical_s)
+        now = time.monotonic()
+        for reference, sent in self._sent.items():
+            late_s = now - sent.at
+            if late_s > 2 * deadline_s:
+                self._broker.end.remote(sent.lease)  # its tasks then count as lost
+            if late_s <= deadline_s or reference in self._late:
+                continue
+            self._late.add(reference)
+            self.counts.late += 1
+            logger.warning("a task is late after %.0f s: another worker gets it too", late_s)
+            if isinstance(sent.what, int):
+                self._segments.give_back(sent.what)
+            elif isinstance(sent.what, Task):
+                front.give_back(sent.what)
+
+    def _is_sent(self, task: Task) -> bool:
+        return any(sent.what == task for sent in self._sent.values())
+
+    def _note_death(self, what: object, lease: Lease, lost: _Lost) -> None:
+        self._broker.lost.remote(lease)
+        self.counts.lost += 1
+        key = what.key if isinstance(what, Task) else what
+        self._deaths[key] += 1
+        logger.warning("a worker was lost with a task of %s: %s", self._owner, lost)
+        if self._deaths[key] >= MAX_DEATHS:
+            raise worker_lost(MAX_DEATHS)
+
+    def _add_seconds(self, kind: str, seconds: float) -> None:
+        self.counts.busy_s[kind] = self.counts.busy_s.get(kind, 0.0) + seconds
+
+    def _save_if_due(self, front: Wavefront) -> None:
+        """Hand a snapshot to the writing thread, unless it still writes the one before."""
+        if self._since_checkpoint < self._interval or front.finished:
+            return
+        if self._saving is not None:
+            if not self._saving.done():
+                return
+            self._saving.result()
+        self._since_checkpoint = 0
+        snapshot = front.snapshot(range_frames=RANGE_FRAMES)
+        self._saving = self._writer.submit(self._store.save, snapshot)
+        self.counts.checkpoints += 1
+
+    def _let_go(self) -> None:
+        """Withdraw what was wished for; workers that still compute come back by themselves."""
+        if self._wishes:
+            self._broker.withdraw.remote(self._owner)
+            self._broker_takes_back()
+        for reference, sent in self._sent.items():
+            self._broker.hand_back_after.remote(sent.lease, [reference])
+
+    def _broker_takes_back(self) -> None:
+        """Return leases that were granted before the wish could be withdrawn."""
+        import ray
+        from ray.exceptions import RayError
+
+        for reference in self._wishes:
+            try:
+                lease = ray.get(reference, timeout=10)
+            except RayError:
+                continue
+            if lease is not None:
+                self._broker.hand_back.remote(lease)
+
+
+class _Segments:
+    """Which segments of a video can be encoded, are being encoded, are stored.
+
+    Numbers only. ``generated`` frames count from the first one that is denoised, so frames that are
+    given have numbers below 0.
+    """
+
+    def __init__(self, num_frames: int, segment_frames: int, facts: ClipFacts) -> None:
+        self.count = math.ceil(num_frames / segment_frames)
+        self._num_frames = num_frames
+        self._size = segment_frames
+        self._num_given = facts.num_given
+        self._missing = [
+            max(0, stop - max(first, 0))
+            for first, stop in (self.generated(number) for number in range(self.count))
+        ]
+        self._waiting = [number for number in range(self.count) if not self._missing[number]]
+        self._stored: set[int] = set()
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def num_stored(self) -> int:
+        return len(self._stored)
+
+    @property
+    def finished(self) -> bool:
+        return len(self._stored) == self.count
+
+    def generated(self, number: int) -> tuple[int, int]:
+        """Range of a segment's frames; negative ones are given."""
+        first = number * self._size
+        return first - self._num_given, min(first + self._size, self._num_frames) - self._num_given
+
+    def start(self, front: Wavefront) -> None:
+        """Take over what a checkpoint says: frames that are done, and those that are gone.
+
+        A segment that is stored but whose frames the checkpoint still holds is written again: the
+        bytes are the same, and one rule is enough.
+        """
+        clean = front.done_ranges()
+        done = [frame for first, stop in clean for frame in range(first, stop)]
+        held = set(done)
+        for number in range(self.count):
+            first, stop = self.generated(number)
+            frames = range(max(first, 0), stop)
+            reached = [front.step_of(frame) == front.num_steps for frame in frames]
+            if frames and all(reached) and not held & set(frames):
+                self._stored.add(number)
+                self._missing[number] = -1
+        self.complete(done)
+
+    def complete(self, frames: Any) -> None:
+        """Count frames as done."""
+        for frame in frames:
+            number = (frame + self._num_given) // self._size
+            self._missing[number] -= 1
+            if self._missing[number] == 0:
+                self._waiting.append(number)
+
+    def take_next(self) -> int | None:
+        return self._waiting.pop(0) if self._waiting else None
+
+    def give_back(self, number: int) -> None:
+        if number not in self._stored:
+            self._waiting.insert(0, number)
+
+    def store(self, number: int) -> bool:
+        """Count a segment as stored; False if it was already."""
+        if number in self._stored:
+            return False
+        self._stored.add(number)
+        if number in self._waiting:
+            self._waiting.remove(number)
+        return True
+
+
+class _Lost(Exception):
+    """A worker, or what it answered, is gone."""
+
+
+def _get(reference: Any) -> Any:
+    """Fetch an answer; what the worker raised is raised here as it was."""
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        raise (error.cause or error) from error
+    except RayError as error:
+        raise _Lost(str(error).strip().splitlines()[0]) from error
+
+
+def _tasks_behind(front: Wavefront) -> int:
+    """Count the tasks of steps that all their frames have behind them."""
+    plan = front.plan
+    return sum(
+        all(front.step_of(frame) > step for frame in plan.task(step, number).frames)
+        for step in range(plan.num_steps)
+        for number in range(plan.num_windows(step))
+    )

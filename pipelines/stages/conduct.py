@@ -1,0 +1,150 @@
+"""Stage: drive a long row over the pool, and join its segments to an mp4 file of this process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from musev.config import ClipRequest, EncoderConfig
+from musev.errors import StorageError
+from musev.media import VideoInfo, join_segments, probe_video
+from pipelines.checkpoints import ClipStore
+from pipelines.conductor import Conductor, ConductorConfig, PoolLostError
+from pipelines.ledger import Ledger
+from pipelines.outcomes import QUARANTINED, Row, WorkerLostError, fail_row, worker_lost
+from pipelines.progress import REPORT_S
+from pipelines.resources import MAX_ATTEMPTS
+from pipelines.rows import request_from_json
+from pipelines.scratch import scratch_folder
+
+STAGE = "conduct"
+
+
+def is_long(request: ClipRequest) -> bool:
+    """Tell whether a clip has more than one window, and so work for several workers."""
+    sampling = request.sampling
+    given = request.condition_image is not None or sampling.first_frame.origin == "drawn"
+    return request.num_frames - given > sampling.windows.num_frames
+
+
+class ConductClip:
+    """Drive ready rows of long clips. Adds what the render stage adds for short ones.
+
+    Safe to call from several threads at a time.
+
+    Args:
+        broker: Handle of the pool's broker.
+        ledger: Counts attempts, keeps checkpoints and segments.
+        encoder: Gives the length of segments.
+        num_workers: Most workers of the pool.
+        device: Of the workers, for the record.
+        tell: Told (sample id, stage, done, total), once a second at most.
+        settings: Changes to :class:`ConductorConfig`.
+    """
+
+    def __init__(
+        self,
+        *,
+        broker: Any,
+        ledger: Ledger,
+        encoder: EncoderConfig,
+        num_workers: int,
+        device: str,
+        tell: Callable[[str, str, int, int], None],
+        settings: dict[str, Any] | None = None,
+    ) -> None:
+        self._broker = broker
+        self._ledger = ledger
+        self._device = device
+        self._tell = tell
+        self._config = ConductorConfig(
+            segment_frames=encoder.segment_frames, num_workers=num_workers, **(settings or {})
+        )
+        self._folder = scratch_folder()
+
+    def __call__(self, row: Row) -> Row:
+        """Bring one row to its file.
+
+        Args:
+            row: Ready, with ``order``.
+
+        Returns:
+            The row with ``video_path`` and what belongs to it, or marked failed or quarantined.
+
+        Raises:
+            PoolLostError: If the pool is gone.
+            StorageError: If storage does not answer.
+        """
+        attempt_id, number = self._ledger.begin_attempt(row["sample_id"])
+        row = {**row, "attempt_id": attempt_id, "attempts": number}
+        if number > MAX_ATTEMPTS:
+            return fail_row(row, stage=STAGE, error=worker_lost(MAX_ATTEMPTS), status=QUARANTINED)
+        target = self._folder / f"{row['sample_id']}.mp4"
+        try:
+            request = request_from_json(row["request"])
+            return {**row, **self._conduct(row, request, target)}
+        except (PoolLostError, StorageError):  # nobody's row's fault: it is started again
+            target.unlink(missing_ok=True)
+            self._ledger.release_attempt(row["sample_id"], attempt_id)
+            raise
+        except WorkerLostError as error:
+            return fail_row(row, stage=STAGE, error=error, status=QUARANTINED)
+        except Exception as error:  # noqa: BLE001 - one bad row must not end the run
+            target.unlink(missing_ok=True)
+            return fail_row(row, stage=STAGE, error=error)
+
+    def _conduct(self, row: Row, request: ClipRequest, target: Path) -> Row:
+        store = ClipStore(self._ledger, row["sample_id"])
+        conductor = Conductor(
+            self._broker,
+            row=row,
+            request=request,
+            order=row["order"],
+            store=store,
+            config=self._config,
+            on_progress=_Seldom(row["sample_id"], self._tell),
+        )
+        num_segments = conductor.run()
+        started = time.monotonic()
+        measured = self._join(store, num_segments, target)
+        counts = conductor.counts
+        seconds = {kind: round(spent, 3) for kind, spent in counts.busy_s.items()}
+        return {
+            "video_path": str(target),
+            "measured": measured,
+            "device": self._device,
+            "stage_seconds": {**seconds, "join": round(time.monotonic() - started, 3)},
+            "tasks": {
+                name: getattr(counts, name)
+                for name in ("tasks", "resumed_tasks", "late", "lost", "duplicates", "checkpoints")
+            },
+        }
+
+    def _join(self, store: ClipStore, count: int, target: Path) -> VideoInfo:
+        """Fetch the segments and join them by packet copy: frames are never in memory here."""
+        paths = [target.with_suffix(f".{number:06d}.mp4") for number in range(count)]
+        try:
+            for number, path in enumerate(paths):
+                store.fetch_segment(number, path)
+            join_segments(paths, target)
+        finally:
+            for path in paths:
+                path.unlink(missing_ok=True)
+        return probe_video(target)
+
+
+class _Seldom:
+    """Passes progress of a row on, once a second at most."""
+
+    def __init__(self, sample_id: str, tell: Callable[[str, str, int, int], None]) -> None:
+        self._sample_id = sample_id
+        self._tell = tell
+        self._told_at = 0.0
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if stage == "denoise" and now - self._told_at >= REPORT_S:
+            self._told_at = now
+            self._tell(self._sample_id, stage, done, total)
