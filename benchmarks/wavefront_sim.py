@@ -57,7 +57,7 @@ class Case:
     prefetch: Prefetch = "careful"
     seed: int = 0
     table: tuple[float, float] | None = None
-    """Lock-step and wavefront as DESIGN.md section 3 has them."""
+    """Lock-step and wavefront as the design (section 3) has them."""
 
     @property
     def clips(self) -> list[ClipModel]:
@@ -146,7 +146,7 @@ def show(rows: list[dict[str, Any]], cases: tuple[Case, ...]) -> None:
     """Print the table."""
     table = Table(
         *("frames (windows)", "workers", "steps", "tasks", "bound", "lock-step", "wavefront"),
-        *("DESIGN.md", "what else"),
+        *("design", "what else"),
     )
     for case, row in zip(cases, rows, strict=True):
         table.add_row(

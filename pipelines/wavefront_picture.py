@@ -57,6 +57,8 @@ class _Scale:
     num_lanes: int
     num_workers: int
     total_s: float
+    denoised_s: float
+    """When the last window of any panel was finished."""
     chart_px: int
     lane_px: int
 
@@ -82,8 +84,8 @@ class _Scale:
 def draw_timelines(panels: Sequence[Panel], *, heading: str) -> Image.Image:
     """Draw one clip's windows and the workers' time, one way of doing it beside another.
 
-    Above, a bar is a window at a step, and its colour says when it was finished; a red line shows
-    how far every frame is at a quarter, half and three quarters of the time. Below, a bar is a task
+    Above, a bar is a window at a step, and its colour says when it was finished; red lines show how
+    far every frame is at a quarter, half and three quarters of the time. Below, a bar is a task
     on a worker; its colour and number say the step, grey is idle time.
 
     Args:
@@ -98,7 +100,7 @@ def draw_timelines(panels: Sequence[Panel], *, heading: str) -> Image.Image:
     width = 2 * _MARGIN + len(panels) * (_LEFT + scale.chart_px) + (len(panels) - 1) * _GAP
     chart_px = scale.num_steps * scale.row_px
     workers_px = scale.num_workers * scale.worker_px
-    height = 2 * _MARGIN + 100 + chart_px + 78 + workers_px + 96
+    height = 2 * _MARGIN + 100 + chart_px + 78 + workers_px + 118
     picture = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(picture)
     _write(draw, (_MARGIN, _MARGIN), heading, _TEXT, _SOFT)
@@ -111,7 +113,7 @@ def draw_timelines(panels: Sequence[Panel], *, heading: str) -> Image.Image:
         _draw_windows(draw, scale, found, left, top)
         top += chart_px + 78
         _draw_workers(draw, scale, panel, left, top)
-    _draw_legend(draw, scale, _MARGIN + _LEFT, height - _MARGIN - 16)
+    _draw_legend(draw, _MARGIN + _LEFT, height - _MARGIN - 38)
     return picture
 
 
@@ -161,6 +163,7 @@ def _measure(panels: Sequence[Panel], bars: Sequence[Sequence[_Bar]]) -> _Scale:
         num_lanes=num_lanes,
         num_workers=max(panel.timeline.pool.num_workers for panel in panels),
         total_s=max(panel.timeline.total_s for panel in panels),
+        denoised_s=max(bar.stop_s for bar in every),
         chart_px=max(least_px, min(most_px, num_frames * 8)),
         lane_px=max(3, min(15, 700 // (num_steps * num_lanes))),
     )
@@ -202,7 +205,7 @@ def _draw_windows(
                 left + scale.x_of_frame(stop) - 1,
                 y + scale.lane_px - 2,
             )
-            colour = _colour_of(bar.stop_s / scale.total_s, bar.number)
+            colour = _colour_of(bar.stop_s / scale.denoised_s, bar.number)
             draw.rectangle(box, fill=colour)
             if box[2] - box[0] > 24 and scale.lane_px >= 13:
                 middle = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
@@ -283,18 +286,21 @@ def _draw_run(draw: ImageDraw.ImageDraw, scale: _Scale, run: Any, left: int, top
             _write(draw, middle, text, 12, "#ffffff", anchor="mm")
 
 
-def _draw_legend(draw: ImageDraw.ImageDraw, scale: _Scale, left: int, top: int) -> None:
-    width = 180
-    _write(draw, (left, top + 6), "window finished: early", _SMALL, _SOFT, anchor="lm")
-    x = left + _width("window finished: early", _SMALL) + 8
+def _draw_legend(draw: ImageDraw.ImageDraw, left: int, top: int) -> None:
+    width = 120
+    text = "Above: a window, its worker; finished early"
+    _write(draw, (left, top + 6), text, _SMALL, _SOFT, anchor="lm")
+    x = left + _width(text, _SMALL) + 8
     for offset in range(width):
         draw.line((x + offset, top, x + offset, top + 12), fill=_colour_of(offset / width, 0))
     x += width + 8
     _write(draw, (x, top + 6), "late", _SMALL, _SOFT, anchor="lm")
-    x += 60
+    x += 50
     draw.line((x, top + 6, x + 30, top + 6), fill=_FRONT, width=3)
-    text = "how far every frame is at 1/4, 1/2 and 3/4 of the time"
+    text = "how far frames are at 1/4, 1/2, 3/4 of the time"
     _write(draw, (x + 38, top + 6), text, _SMALL, _SOFT, anchor="lm")
+    text = "Below: a task, its step; c: conditions, d: decoding; grey: a worker that waits"
+    _write(draw, (left, top + 30), text, _SMALL, _SOFT, anchor="lm")
 
 
 def _colour_of(share: float, number: int) -> tuple[int, int, int]:

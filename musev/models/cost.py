@@ -103,6 +103,7 @@ class CostModel:
         self.latent_factor = scale_factor(self._vae)
         self.bytes_per_value = self._dtype.itemsize
         # Not lru_cache on the methods, which would keep every instance alive.
+        self._held_bytes = functools.cache(self._weights_bytes)
         self._prepared = functools.cache(self._conditioning)
         self.condition = functools.cache(self._condition)
         self.window = functools.cache(self._window)
@@ -118,6 +119,9 @@ class CostModel:
         Returns:
             Bytes of parameters and buffers.
         """
+        return self._held_bytes(control)
+
+    def _weights_bytes(self, control: tuple[str, ...]) -> int:
         held = {controlnet_part(name) for name in control}
         return sum(
             tensor.nbytes
@@ -139,7 +143,7 @@ class CostModel:
         picture = bool(shape.given_frames)
         own, kept = _count(lambda: self._conditioning(shape, picture=picture))
         total = dataclasses.replace(own, kept_bytes=conditioning_bytes(kept))
-        if picture:
+        for _ in range(picture + self._reads_reference(shape, picture=picture)):
             total += self._encode_frame(shape)
         if shape.first_frame_steps:
             still = dataclasses.replace(shape, given_frames=0, guided=shape.first_frame_guided)
@@ -148,6 +152,8 @@ class CostModel:
             steps = Count(step.flops * shape.first_frame_steps, step.peak_bytes)
             frame = self.decode_frame(shape.width, shape.height)
             total += dataclasses.replace(before, kept_bytes=0) + steps
+            if self._reads_reference(still, picture=False):
+                total += self._encode_frame(shape)
             total += dataclasses.replace(frame, kept_bytes=0)
         return total
 
@@ -187,14 +193,17 @@ class CostModel:
             embedding_BD = encoder(self._zeros(1, 3, size, size)).image_embeds
             tokens_BLD = self._nets["image_projection"](embedding_BD.expand(halves, -1))
             attachments.append(ImagePrompt(tokens_BLD))
-        takes_references = "referencenet" in self._nets and self._unet.config.need_refer_emb
-        if takes_references and (shape.has_reference or picture):
+        if self._reads_reference(shape, picture=picture):
             latents_BCTHW = self._zeros(halves, LATENT_CHANNELS, 1, *self._latent_size(shape))
             features: ReferenceFeatures = self._nets["referencenet"](
                 latents_BCTHW, tokens_BLD, timestep=self._zeros(1)
             )
             attachments.append(features)
         return self._unet.prepare(text_BLD, tuple(attachments))
+
+    def _reads_reference(self, shape: ClipShape, *, picture: bool) -> bool:
+        takes = "referencenet" in self._nets and bool(self._unet.config.need_refer_emb)
+        return takes and (shape.has_reference or picture)
 
     def _call(self, shape: ClipShape, *, frames: int, always: tuple[object, ...]) -> Count:
         halves, joint = 1 + shape.guided, frames + shape.given_frames
