@@ -1,14 +1,18 @@
-"""Tensors between processes: numpy arrays, which Ray hands over without copying."""
+"""Tensors between processes: numpy arrays, which Ray hands over without copying.
+
+Nothing here imports torch at the top: who only passes arrays on needs none.
+"""
 
 from __future__ import annotations
 
 import pickle
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,8 @@ class PackedTensor:
 
 def pack(tensor: Tensor) -> PackedTensor:
     """Turn a tensor into an array with the same bits; it must lie on the CPU."""
+    import torch
+
     tensor = tensor.detach().contiguous()
     if tensor.dtype == torch.bfloat16:
         return PackedTensor(tensor.view(torch.int16).numpy(), is_bfloat16=True)
@@ -29,6 +35,8 @@ def pack(tensor: Tensor) -> PackedTensor:
 
 def unpack(packed: PackedTensor) -> Tensor:
     """Turn it back; the tensor may share the array's memory and must not be written to."""
+    import torch
+
     bits = packed.bits if packed.bits.flags.writeable else packed.bits.copy()
     tensor = torch.from_numpy(bits)
     return tensor.view(torch.bfloat16) if packed.is_bfloat16 else tensor
