@@ -117,7 +117,7 @@ def forecast_clip(
         plan = plan_of(request)
         lengths = plan.count_lengths()
         windows = max(plan.num_windows(step) for step in range(steps))
-        one_task = windows == 1
+        one_task = generated <= request.sampling.windows.num_frames
         longest = cost.window(shape, max(lengths))
         window_flops, peak_bytes = longest.flops, longest.peak_bytes
         values = cost.latent_bytes(shape) // cost.bytes_per_value
@@ -201,7 +201,7 @@ def model_clip(
     condition_s = clip.condition_flops / speed.flops_per_s
     denoise_s = clip.denoise_flops / speed.flops_per_s
     decode_s = clip.decode_flops / speed.decode_flops_per_s
-    if clip.windows <= 1:
+    if clip.tasks <= 1:
         one = ClipPlan(1, request.sampling.windows, num_steps=1)
         return ClipModel(plan=one, task_s=condition_s + denoise_s + decode_s)
     solver = make_solver(request.sampling, ScheduleConfig())

@@ -39,6 +39,7 @@ from pipelines.clip_forecast import (
     model_clip,
     speed_of_task,
 )
+from pipelines.stages.conduct import is_long
 
 WEIGHTS = WeightsConfig(random_seed=1)
 PICTURE = np.zeros((64, 64, 3), np.uint8)
@@ -145,6 +146,15 @@ def test_a_clip_of_one_window_is_one_task_that_moves_only_its_video(cost: CostMo
     assert clip.moved_bytes == clip.video_bytes
     model = model_clip(request(12, steps=5), clip, Speed(1e9, 1e9, "given"), segment_frames=4)
     assert simulate([model], PoolModel(num_workers=8)).total_s == pytest.approx(clip.flops / 1e9)
+
+
+def test_a_clip_goes_over_the_pool_exactly_where_the_run_says_so(cost: CostModel) -> None:
+    for num_frames in (11, 12, 13, 14):
+        for layout in ("musev", "upstream", "rotating"):  # upstream: 12 frames are two windows
+            for origin in ("noise", "drawn"):
+                asked = request(num_frames, origin=origin, windows={"layout": layout})
+                clip = forecast_clip(asked, cost, num_workers=4)
+                assert (clip.tasks > 1) == is_long(asked), asked
 
 
 def test_half_precision_halves_what_is_sent_back_and_the_networks(cost: CostModel) -> None:
