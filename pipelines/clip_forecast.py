@@ -6,6 +6,7 @@ video is counted, not before.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -202,8 +203,11 @@ def model_clip(
     denoise_s = clip.denoise_flops / speed.flops_per_s
     decode_s = clip.decode_flops / speed.decode_flops_per_s
     if clip.tasks <= 1:
-        one = ClipPlan(1, request.sampling.windows, num_steps=1)
-        return ClipModel(plan=one, task_s=condition_s + denoise_s + decode_s)
+        num_steps = max(clip.steps, 1)
+        # In the other layouts a clip no longer than a window can have two.
+        windows = dataclasses.replace(request.sampling.windows, layout="musev")
+        one = ClipPlan(max(clip.generated_frames, 1), windows, num_steps=num_steps)
+        return ClipModel(plan=one, task_s=(condition_s + denoise_s + decode_s) / num_steps)
     solver = make_solver(request.sampling, ScheduleConfig())
     source = make_noise_source(request.sampling, request.seed)
     whole = {step for step in range(clip.steps) if source.draws_whole_steps(solver, step)}

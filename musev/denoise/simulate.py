@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import heapq
 import itertools
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -279,7 +280,8 @@ def _run(pool: PoolModel, clip: int, job: Job, worker: int, start_s: float) -> R
     if pool.spread:
         number = (job.task.step, job.task.number) if job.task is not None else ()
         chance = random.Random(f"{pool.seed}:{clip}:{job.kind}:{number}").gauss(0.0, 1.0)
-        factor = max(1.0 + pool.spread * chance, _SHORTEST)
+        spread = pool.spread / math.sqrt(job.num_steps)  # of a sum: chance evens out
+        factor = max(1.0 + spread * chance, _SHORTEST)
     work_s = job.work_s * factor
     stop_s = start_s + work_s * pool.slowdowns[worker]
     return Run(clip, job, worker, start_s, stop_s, work_s)

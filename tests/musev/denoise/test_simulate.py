@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import collections
 import itertools
+import statistics
 
 import pytest
 
@@ -190,6 +191,16 @@ def test_a_clip_that_fits_one_window_is_one_task() -> None:
     assert {run.job.num_steps for run in timeline.runs} == {5}
     # No way there and back between steps: two clips a worker, one after the other.
     assert timeline.total_s == pytest.approx(2 * (5 + 1.0), abs=1.0)
+
+
+def test_chance_evens_out_over_the_steps_of_one_task() -> None:
+    def spread_of(steps: int) -> float:
+        pool = PoolModel(num_workers=1, spread=0.3)
+        runs = simulate([clip(12, steps=steps)] * 300, pool).runs
+        return statistics.stdev(run.work_s / run.job.work_s for run in runs)
+
+    assert spread_of(1) == pytest.approx(0.3, rel=0.15)
+    assert spread_of(9) == pytest.approx(0.1, rel=0.15)
 
 
 def test_noise_that_needs_the_whole_step_makes_a_barrier() -> None:
