@@ -1,0 +1,302 @@
+"""Memory of a worker and of the process that drives a clip, over the clip's length.
+
+    python benchmarks/memory_length.py
+    python benchmarks/memory_length.py --frames 100 1000 --steps 4 --json memory.json
+
+Each length has processes of its own. All is real but the networks: pool, worker, conductor,
+checkpoints, segments and their joining; latents are those of 512x512, frames are small. Peak RSS is
+the kernel's; it counts pages of Ray's object store that a process has touched, which all processes
+share. Private memory is what is left without them and without libraries that others use too; like
+PSS it is the largest of samples. Ratios are against the shortest clip, and no latents are taken
+off: the conductor lets frames go when their segment is stored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from rich.console import Console
+from rich.table import Table
+
+from musev.config import (
+    ClipRequest,
+    EncoderConfig,
+    FirstFrameConfig,
+    Profile,
+    SamplingConfig,
+    ScheduleConfig,
+    WeightsConfig,
+)
+from musev.media import write_segment
+from pipelines.clip_worker import ClipWorker, WorkerSetup
+from pipelines.ledger import Ledger
+from pipelines.media_cache import MediaCache
+from pipelines.outcomes import READY
+from pipelines.pool import PoolPlan, start_broker
+from pipelines.progress import Board
+from pipelines.resources import connect
+from pipelines.rows import request_to_json
+from pipelines.stages.conduct import ConductClip
+
+SIDE = 64
+"""Latent rows and columns: a picture of 512x512."""
+KINDS = ("peak_rss", "rss_store", "pss", "private")
+
+
+class LightEngine:
+    """A formula in the networks' place; arrays have the real sizes, segments are small.
+
+    Args:
+        encoder: Of segments.
+    """
+
+    def __init__(self, encoder: EncoderConfig) -> None:
+        self._encoder = encoder
+
+    def condition(self, request: ClipRequest, media: Any) -> tuple[Any, Any]:
+        """Compute nothing."""
+        from musev.clip_front import ClipFacts
+
+        facts = ClipFacts(
+            schedule=ScheduleConfig(), latent_height=SIDE, latent_width=SIDE, given_BCTHW=None
+        )
+        return None, facts
+
+    @contextmanager
+    def open_clip(self, request: ClipRequest, conditions: Any, video: Any) -> Iterator[Any]:
+        """Open a clip; both guidance halves come back in half precision."""
+        import torch
+
+        def denoise(noisy_BCFHW: Any, timestep: float, frames: tuple[int, ...]) -> Any:
+            half_BCFHW = (noisy_BCFHW * 0.5).half()
+            return torch.cat([half_BCFHW, half_BCFHW * 0.9])
+
+        yield denoise
+
+    def write_segment(self, latents_BCTHW: Any, *, fps: float, target: Path) -> int:
+        """Encode one latent channel as small grey frames."""
+        tones_TYX = (latents_BCTHW[0, 0].clamp(-3, 3).numpy() * 40 + 128).astype(np.uint8)
+        frames_TYXC = np.repeat(tones_TYX[..., None], 3, axis=3)
+        return write_segment(target, frames_TYXC, fps=fps, encoder=self._encoder)
+
+
+@dataclass(frozen=True)
+class LoadLightly:
+    """Loads the engine and notes the worker's process."""
+
+    notes: Path
+
+    def __call__(self, profile: Profile, device: str, parts: Any = None) -> Any:
+        """Load it."""
+        import torch
+
+        torch.set_num_threads(1)
+        (self.notes / str(os.getpid())).touch()
+        return LightEngine(profile.encoder)
+
+
+def read_memory(pid: int) -> dict[str, int]:
+    """Bytes of a process now, and its peak; empty if it is gone."""
+    try:
+        status = _read_table(Path(f"/proc/{pid}/status"))
+        pages = _read_table(Path(f"/proc/{pid}/smaps_rollup"))
+    except (FileNotFoundError, ProcessLookupError):
+        return {}
+    return {
+        "peak_rss": status["VmHWM"],
+        "rss_store": status["RssShmem"],
+        "pss": pages["Pss"],
+        "private": pages["Private_Clean"] + pages["Private_Dirty"],
+    }
+
+
+def _read_table(path: Path) -> dict[str, int]:
+    fields = (line.split() for line in path.read_text().splitlines())
+    return {words[0].rstrip(":"): 1024 * int(words[1]) for words in fields if words[-1:] == ["kB"]}
+
+
+class Watcher:
+    """Samples the memory of this process and of the workers, in a thread.
+
+    Args:
+        notes: Folder with a file named after each worker's process.
+    """
+
+    def __init__(self, notes: Path) -> None:
+        self._notes = notes
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._sample)
+        self.most: dict[str, dict[str, int]] = {"driver": {}, "worker": {}}
+
+    def __enter__(self) -> Watcher:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        while True:
+            last = self._over.wait(0.5)
+            self._note("driver", os.getpid())
+            for note in self._notes.iterdir():
+                self._note("worker", int(note.name))
+            if last:
+                return
+
+    def _note(self, who: str, pid: int) -> None:
+        most = self.most[who]
+        for kind, value in read_memory(pid).items():
+            most[kind] = max(most.get(kind, 0), value)
+
+
+def run_clip(num_frames: int, *, workers: int, steps: int) -> dict[str, Any]:
+    """Drive one clip in this process and measure."""
+    with tempfile.TemporaryDirectory(prefix="musev-bench-") as name:
+        folder = Path(name)
+        (folder / "workers").mkdir()
+        profile = Profile(name="bench", weights=WeightsConfig(random_seed=0))
+        ledger = Ledger(str(folder / "out"))
+        setup = WorkerSetup(
+            profile=profile,
+            device="cpu",
+            ledger=ledger,
+            cache=MediaCache(run_id="bench", folder=str(folder / "cache")),
+            model_digests={},
+            load_engine=LoadLightly(folder / "workers"),
+        )
+        board = ray.remote(Board).options(num_cpus=0).remote()
+        broker = start_broker(PoolPlan(least=workers, most=workers), _maker(setup, board))
+        conduct = ConductClip(
+            broker=broker,
+            ledger=ledger,
+            encoder=profile.encoder,
+            num_workers=workers,
+            device="cpu",
+            tell=lambda name, stage, done, total: None,
+        )
+        started = time.monotonic()
+        with Watcher(folder / "workers") as watcher:
+            outcome = conduct(_row(num_frames, steps))
+        if outcome["status"] != READY:
+            raise RuntimeError(f"{outcome['error_class']}: {outcome['error_message']}")
+        return {
+            "frames": num_frames,
+            "tasks": outcome["tasks"]["tasks"],
+            "checkpoints": outcome["tasks"]["checkpoints"],
+            "frames_in_video": outcome["measured"].num_frames,
+            "seconds": time.monotonic() - started,
+            **watcher.most,
+        }
+
+
+def _maker(setup: WorkerSetup, board: Any) -> Callable[[Any], Any]:
+    def make(broker: Any) -> Any:
+        return ray.remote(ClipWorker).options(num_cpus=0).remote(setup, board, broker)
+
+    return make
+
+
+def _row(num_frames: int, steps: int) -> dict[str, Any]:
+    request = ClipRequest(
+        request_id="clip",
+        prompt="",
+        num_frames=num_frames,
+        fps=8.0,
+        width=8 * SIDE,
+        height=8 * SIDE,
+        seed=0,
+        profile="bench",
+        sampling=SamplingConfig(num_steps=steps, first_frame=FirstFrameConfig(origin="noise")),
+    )
+    return {
+        "row": 0,
+        "order": 0,
+        "sample_id": f"{num_frames:064x}",
+        "status": READY,
+        "request": request_to_json(request),
+        "media_digests": "{}",
+    }
+
+
+def measure_apart(num_frames: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Drive one clip in a new process, which starts a Ray of its own."""
+    with tempfile.TemporaryDirectory(prefix="musev-bench-") as folder:
+        target = Path(folder) / "one.json"
+        command = [sys.executable, __file__, "--alone", "--frames", str(num_frames)]
+        command += ["--workers", str(options.workers), "--steps", str(options.steps)]
+        subprocess.run([*command, "--json", str(target)], check=True)
+        (clip,) = json.loads(target.read_text())["clips"]
+    return clip
+
+
+def compare(clips: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Memory of the longest clip over that of the shortest, by process and kind."""
+    first, last = clips[0], clips[-1]
+    return {
+        who: {kind: last[who][kind] / max(1, first[who][kind]) for kind in KINDS}
+        for who in ("driver", "worker")
+    }
+
+
+def show(report: dict[str, Any]) -> None:
+    """Print the table."""
+    names = ("peak RSS", "of the store", "PSS", "private")
+    table = Table("process", "frames", "tasks", *(f"{name}, MB" for name in names), "seconds")
+    for who, ratios in report["ratios"].items():
+        for clip in report["clips"]:
+            sizes = (f"{clip[who][kind] / 1e6:.0f}" for kind in KINDS)
+            counts = (str(clip["frames"]), str(clip["tasks"]))
+            table.add_row(who, *counts, *sizes, f"{clip['seconds']:.0f}")
+        cells = (f"{ratios[kind]:.2f}" for kind in KINDS)
+        table.add_row("", "last / first", "", *cells, "", end_section=True)
+    Console(width=110).print(table)
+    Console(width=110).print(f"load average {report['load_average']}")
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Measure and report."""
+    parser = argparse.ArgumentParser(description="Memory over the length of a clip.")
+    parser.add_argument("--frames", type=int, nargs="+", default=[100, 1000, 10_000])
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--alone", action="store_true", help="one length, in this process")
+    options = parser.parse_args(arguments)
+    load = [round(os.getloadavg()[0], 1)]
+    if options.alone:
+        os.environ.setdefault("RAY_worker_niceness", "0")
+        connect()
+        try:
+            (frames,) = options.frames
+            clips = [run_clip(frames, workers=options.workers, steps=options.steps)]
+        finally:
+            ray.shutdown()
+    else:
+        clips = [measure_apart(frames, options) for frames in options.frames]
+    load.append(round(os.getloadavg()[0], 1))
+    report = {"clips": clips, "ratios": compare(clips), "load_average": load}
+    if not options.alone:
+        show(report)
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    return report
+
+
+if __name__ == "__main__":
+    main()
