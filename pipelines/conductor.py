@@ -59,6 +59,8 @@ class ConductorConfig:
     checkpoint_tasks: int | None = None
     """Tasks between two checkpoints; None: two steps of the clip."""
     late_s: float = LATE_S
+    tell_every_s: float = 1.0
+    """Progress on windows is told at most this often."""
 
 
 @dataclass
@@ -124,6 +126,7 @@ class Conductor:
         self._late: set[Any] = set()
         self._seconds: deque[float] = deque(maxlen=200)  # of the last windows
         self._since_checkpoint = 0
+        self._told_at = 0.0
         self._saving: Future[int] | None = None
         self.counts = ConductorCounts()
 
@@ -209,7 +212,7 @@ class Conductor:
         )
         self._total = front.plan.num_tasks
         if snapshot is not None:
-            self.counts.resumed_tasks = _tasks_behind(front)
+            self.counts.resumed_tasks = front.count_answered()
             logger.info("%s goes on from a checkpoint", self._request.request_id)
         return front
 
@@ -323,7 +326,9 @@ class Conductor:
         if task.step + 1 == front.num_steps:
             self._segments.complete(moved)
         done = self.counts.tasks + self.counts.resumed_tasks
-        self._on_progress("denoise", done, self._total)
+        if time.monotonic() - self._told_at >= self._config.tell_every_s:
+            self._told_at = time.monotonic()
+            self._on_progress("denoise", done, self._total)
 
     def _send_again_what_is_late(self, front: Wavefront | None) -> None:
         """Wish for a second worker for every task past its deadline; the first answer wins."""
@@ -490,13 +495,3 @@ def _get(reference: Any) -> Any:
         raise (error.cause or error) from error
     except RayError as error:
         raise _Lost(str(error).strip().splitlines()[0]) from error
-
-
-def _tasks_behind(front: Wavefront) -> int:
-    """Count the tasks of steps that all their frames have behind them."""
-    plan = front.plan
-    return sum(
-        all(front.step_of(frame) > step for frame in plan.task(step, number).frames)
-        for step in range(plan.num_steps)
-        for number in range(plan.num_windows(step))
-    )

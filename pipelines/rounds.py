@@ -62,10 +62,12 @@ class RemoteSigns:
 
     def worker(self, name: str, state: str) -> None:
         """Tell what a worker does."""
+        import ray
+
+        if not ray.is_initialized():  # a call would start another Ray
+            return
         sent = self._board.worker.remote(name, state)
         if state == "starting":
-            import ray
-
             ray.get(sent)
 
     def row(self, sample_id: str, stage: str, done: int, total: int) -> None:

@@ -28,7 +28,6 @@ from typing import Any
 
 from musev.config import ClipRequest, Profile, to_plain
 from musev.weights import digests_in_use
-from pipelines.clip_driver import DriveClips
 from pipelines.clip_worker import ClipWorker, WorkerSetup
 from pipelines.engines import LoadEngine, load_networks
 from pipelines.ledger import Ledger, Record, sample_id
@@ -261,6 +260,8 @@ def _inputs_dataset(rows: list[Row], *, graph: Graph) -> Any:
 
 def _drive_dataset(rows: list[Row], *, graph: Graph, board: Any) -> Any:
     """A dataset that drives rows over a pool; the pool ends with the process that calls this."""
+    from pipelines.clip_driver import DriveClips  # holds torch, which the driver does without
+
     setup = WorkerSetup(
         profile=graph.profile,
         device=graph.shape.device,

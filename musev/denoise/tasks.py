@@ -136,6 +136,15 @@ class TaskGraph:
             return self._step[frame] > task.step
         return task.number in self._answers.get(frame, ())
 
+    def count_answered(self) -> int:
+        """Count the tasks that have their answer; looks at all of them."""
+        plan = self.plan
+        return sum(
+            self.is_answered(plan.task(step, number))
+            for step in range(plan.num_steps)
+            for number in range(plan.num_windows(step))
+        )
+
     def check_open(self, task: Task) -> None:
         """Make sure that a task is ready or in flight.
 

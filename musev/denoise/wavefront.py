@@ -141,6 +141,10 @@ class Wavefront:
         """Estimates of single frames kept because another window has not answered yet."""
         return sum(len(estimates) for estimates in self._answers.values())
 
+    def count_answered(self) -> int:
+        """Count the tasks that have their answer; looks at all of them."""
+        return self._graph.count_answered()
+
     def step_of(self, frame: int) -> int:
         """Tell the step a frame has reached; ``num_steps`` when it is done."""
         return self._graph.step_of(frame)

@@ -80,4 +80,6 @@ class CommitClip:
             "gpu_seconds": sum(seconds.values()) if row["device"] == "cuda" else 0.0,
             "versions": self._versions,
         }
+        if "tasks" in row:  # of a long clip: what was done, saved by a checkpoint, lost
+            record["tasks"] = row["tasks"]
         self._ledger.commit(row["sample_id"], row["attempt_id"], row["video_path"], record)

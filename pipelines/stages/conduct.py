@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,6 @@ from pipelines.checkpoints import ClipStore
 from pipelines.conductor import Conductor, ConductorConfig, PoolLostError
 from pipelines.ledger import Ledger
 from pipelines.outcomes import QUARANTINED, Row, WorkerLostError, fail_row, worker_lost
-from pipelines.progress import REPORT_S
 from pipelines.resources import MAX_ATTEMPTS
 from pipelines.rows import request_from_json
 from pipelines.scratch import scratch_folder
@@ -40,7 +40,7 @@ class ConductClip:
         encoder: Gives the length of segments.
         num_workers: Most workers of the pool.
         device: Of the workers, for the record.
-        tell: Told (sample id, stage, done, total), once a second at most.
+        tell: Told (sample id, stage, done, total).
         settings: Changes to :class:`ConductorConfig`.
     """
 
@@ -104,7 +104,7 @@ class ConductClip:
             order=row["order"],
             store=store,
             config=self._config,
-            on_progress=_Seldom(row["sample_id"], self._tell),
+            on_progress=functools.partial(self._tell, row["sample_id"]),
         )
         num_segments = conductor.run()
         started = time.monotonic()
@@ -133,18 +133,3 @@ class ConductClip:
             for path in paths:
                 path.unlink(missing_ok=True)
         return probe_video(target)
-
-
-class _Seldom:
-    """Passes progress of a row on, once a second at most."""
-
-    def __init__(self, sample_id: str, tell: Callable[[str, str, int, int], None]) -> None:
-        self._sample_id = sample_id
-        self._tell = tell
-        self._told_at = 0.0
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if stage == "denoise" and now - self._told_at >= REPORT_S:
-            self._told_at = now
-            self._tell(self._sample_id, stage, done, total)

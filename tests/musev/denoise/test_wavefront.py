@@ -274,6 +274,18 @@ def test_buffers_stay_small(num_workers: int) -> None:
     assert front.num_buffered == 0
 
 
+@pytest.mark.parametrize("num_done", [0, 1, 7, 20])
+def test_answered_tasks_are_counted_after_a_snapshot_too(num_done: int) -> None:
+    """Those whose frames still wait for a neighbour included."""
+    clip = long_clip(40)
+    front, chance = clip.front(), random.Random(num_done)
+    for _ in range(num_done):
+        work = front.take(chance.choice(front.ready()))
+        front.answer(work.task, clip.denoise(work.noisy_BCFHW, work.timestep, work.task.frames))
+    assert front.count_answered() == num_done
+    assert clip.front(snapshot=front.snapshot()).count_answered() == num_done
+
+
 def test_messages_and_released_latents_are_let_go() -> None:
     """Nothing keeps a window's estimate alive after its answer, nor a frame after its release."""
     clip = long_clip(40)

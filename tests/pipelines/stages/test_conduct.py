@@ -1,0 +1,54 @@
+"""The conduct stage beside its conductor: attempts, failures, what it leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from musev.config import FirstFrameConfig, SamplingConfig
+from pipelines.conductor import PoolLostError
+from pipelines.resources import MAX_ATTEMPTS
+from pipelines.stages.conduct import is_long
+from tests.pipelines.conducting import conducted, long_request
+from tests.pipelines.stand_ins import colour_engine, request
+from tests.real_ray import local_ray
+
+pytestmark = pytest.mark.timeout(240)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_here() -> Iterator[None]:
+    with local_ray():
+        yield
+
+
+def test_a_clip_is_long_when_it_has_two_windows() -> None:
+    noise = SamplingConfig(first_frame=FirstFrameConfig(origin="noise"))
+    assert [is_long(request("r", num_frames=n)) for n in (13, 14)] == [False, True]
+    assert [is_long(request("r", num_frames=n, sampling=noise)) for n in (12, 13)] == [False, True]
+    shown = {"condition_image": "face.png", "sampling": noise}
+    assert [is_long(request("r", num_frames=n, **shown)) for n in (13, 14)] == [False, True]
+
+
+def test_failures_carry_their_reason_and_attempts_are_limited(folder: Path) -> None:
+    run = conducted(folder, long_request(prompt="!raise"), colour_engine, workers=(1, 1))
+    for number in range(1, MAX_ATTEMPTS + 1):
+        row, _ = run.run()
+        assert (row["status"], row["error_stage"], row["attempts"]) == ("failed", "conduct", number)
+        assert "no such thing" in row["error_message"]
+    row, _ = run.run()
+    assert row["status"] == "quarantined"
+    assert "video_path" not in row
+
+
+def test_a_pool_that_is_gone_is_not_the_rows_fault(folder: Path) -> None:
+    import ray
+
+    run = conducted(folder, long_request(), colour_engine, workers=(1, 1))
+    ray.kill(run.broker)
+    with pytest.raises(PoolLostError):
+        run.run()
+    attempts = folder / "out" / "work" / run.row["sample_id"] / "attempts"
+    assert not list(attempts.glob("*.json")), "an attempt that met no pool does not count"
