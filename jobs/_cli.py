@@ -18,6 +18,8 @@ OK, TROUBLE, USAGE, ROWS_FAILED = 0, 1, 2, 3
 """Exit statuses: everything done; the run broke; wrong command or manifest; some rows failed."""
 
 DEFAULT_PROFILE = "mini"
+WORKERS = "N|MIN:MAX"
+"""What ``--workers`` takes, for the help."""
 
 ManifestOption = Annotated[
     str,

@@ -25,6 +25,7 @@ from jobs._cli import (
     DEFAULT_PROFILE,
     OK,
     ROWS_FAILED,
+    WORKERS,
     ProfileOption,
     SetOption,
     errors_as_status,
@@ -48,7 +49,13 @@ from pipelines.ledger import RESULTS, Ledger
 from pipelines.manifest import write_manifest
 from pipelines.media_cache import MediaCache
 from pipelines.outcomes import Row
-from pipelines.resources import connect, measure_cluster, plan_shard_workers
+from pipelines.resources import (
+    WorkerRange,
+    connect,
+    measure_cluster,
+    parse_workers,
+    plan_shard_workers,
+)
 from pipelines.scores import Scored, read_statuses
 
 _MANIFEST = f"{INPUTS}/manifest.parquet"
@@ -77,22 +84,27 @@ def evaluate(
     ] = None,
     changes: SetOption = None,
     workers: Annotated[
-        int | None,
-        typer.Option("--workers", help="Judges, default one a CPU; with --requests renderers too."),
+        str | None,
+        typer.Option(
+            "--workers",
+            metavar=WORKERS,
+            help="Judges, default one a CPU; with --requests renderers too.",
+        ),
     ] = None,
 ) -> None:
     """Judge the videos of a run, or of a profile on held-out requests."""
     with errors_as_status():
+        asked = parse_workers(workers)
         if requests is None:
             if output is None:
                 raise ConfigError("give the output of a run, or --requests N to render some")
             if changes:
                 raise ConfigError("--set changes how --requests are rendered; there are none here")
-            status = _run(Ledger(output), workers, json_file)
+            status = _run(Ledger(output), asked, json_file)
         else:
             place = output or f"out/evaluation-{profile}"
             status = _run_held_out(
-                place, profile, changes or (), requests, seed, workers=workers, json_file=json_file
+                place, profile, changes or (), requests, seed, workers=asked, json_file=json_file
             )
     raise typer.Exit(status)
 
@@ -117,7 +129,7 @@ def _run_held_out(
     num_requests: int,
     seed: int,
     *,
-    workers: int | None,
+    workers: WorkerRange | None,
     json_file: Path | None,
 ) -> int:
     profile = load_settings(profile_name, changes).profile
@@ -159,7 +171,9 @@ def _run_held_out(
     return judged or status
 
 
-def _render(ledger: Ledger, profile_name: str, changes: Sequence[str], workers: int | None) -> int:
+def _render(
+    ledger: Ledger, profile_name: str, changes: Sequence[str], workers: WorkerRange | None
+) -> int:
     """The ordinary job in a process of its own; what is rendered already it leaves alone."""
     command = [sys.executable, "-m", "jobs.text_to_video", "--profile", profile_name]
     command += ["--manifest", ledger.store.uri_of(_MANIFEST), "--output", ledger.out_uri]
@@ -173,7 +187,7 @@ def _render(ledger: Ledger, profile_name: str, changes: Sequence[str], workers: 
 
 def _run(
     ledger: Ledger,
-    workers: int | None,
+    workers: WorkerRange | None,
     json_file: Path | None,
     *,
     only: set[str] | None = None,
@@ -204,15 +218,16 @@ def _run(
 
 
 def _judge(
-    ledger: Ledger, plan: EvaluationPlan, workers: int | None, teller: Teller
+    ledger: Ledger, plan: EvaluationPlan, workers: WorkerRange | None, teller: Teller
 ) -> dict[str, Scored]:
     graph = EvaluationGraph(ledger=ledger, cache=MediaCache(run_id=ledger.run_id))
     if plan.to_judge:
         connect()
         shape = measure_cluster()
-        num_workers = plan_shard_workers(shape, workers, networks=False)
+        found = plan_shard_workers(shape, workers, networks=False)
+        most = min(found.most, len(plan.to_judge))
         graph = dataclasses.replace(
-            graph, shape=shape, num_workers=min(num_workers, len(plan.to_judge))
+            graph, shape=shape, num_workers=most, least_workers=min(found.least, most)
         )
     done = 0
 

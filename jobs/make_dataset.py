@@ -16,7 +16,15 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs._cli import OK, ROWS_FAILED, errors_as_status, load_settings, run_app, split_change
+from jobs._cli import (
+    OK,
+    ROWS_FAILED,
+    WORKERS,
+    errors_as_status,
+    load_settings,
+    run_app,
+    split_change,
+)
 from jobs._console import INTERRUPTED, Teller, disconnect, terminate_as_interrupt
 from musev.config import replace_settings
 from musev.errors import ConfigError
@@ -34,7 +42,13 @@ from pipelines.make_dataset import (
 )
 from pipelines.media_cache import MediaCache
 from pipelines.progress import BoardView, describe_seconds
-from pipelines.resources import connect, measure_cluster, plan_shard_workers
+from pipelines.resources import (
+    WorkerRange,
+    connect,
+    measure_cluster,
+    parse_workers,
+    plan_shard_workers,
+)
 from pipelines.rounds import OnRow
 
 _SHOWN_FAILURES = 20
@@ -80,8 +94,12 @@ def make_dataset(
         ),
     ] = None,
     workers: Annotated[
-        int | None,
-        typer.Option("--workers", help="Default: one a CPU; with --latents and GPUs one a GPU."),
+        str | None,
+        typer.Option(
+            "--workers",
+            metavar=WORKERS,
+            help="Default: one a CPU; with --latents and GPUs one a GPU.",
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be made, without starting Ray.")
@@ -93,11 +111,12 @@ def make_dataset(
 ) -> None:
     """Make a dataset of captioned clips: WebDataset shards, an index and a card."""
     with errors_as_status():
+        asked = parse_workers(workers)
         graph = make_graph(
             output, clips=clips, seed=seed, table=table, latents=latents, changes=changes or ()
         )
         plan = plan_dataset(graph, retry_failed=retry_failed)
-        status = _show_plan(graph, plan) if dry_run else _run(graph, plan, workers)
+        status = _show_plan(graph, plan) if dry_run else _run(graph, plan, asked)
     raise typer.Exit(status)
 
 
@@ -191,7 +210,7 @@ def _show_plan(graph: DatasetGraph, plan: DatasetPlan) -> int:
     return ROWS_FAILED if bad or plan.failed_before else OK
 
 
-def _run(graph: DatasetGraph, plan: DatasetPlan, workers: int | None) -> int:
+def _run(graph: DatasetGraph, plan: DatasetPlan, workers: WorkerRange | None) -> int:
     teller, started, ended = Teller(sys.stderr), time.monotonic(), "broken off"
     for line in plan.lines():
         teller.say(line)
@@ -212,16 +231,18 @@ def _run(graph: DatasetGraph, plan: DatasetPlan, workers: int | None) -> int:
 
 
 def _make(
-    graph: DatasetGraph, plan: DatasetPlan, workers: int | None, teller: Teller
+    graph: DatasetGraph, plan: DatasetPlan, workers: WorkerRange | None, teller: Teller
 ) -> tuple[DatasetState, int]:
     """Run the graph; also the number of clips made just now."""
     tally = _Tally(teller, sum(shard.num_clips for shard in plan.to_make))
     if plan.to_make:
         connect()
         shape = measure_cluster()
-        num_workers = plan_shard_workers(shape, workers, networks=graph.profile is not None)
-        graph = dataclasses.replace(graph, shape=shape, num_workers=num_workers)
-        teller.say(f"making {len(plan.to_make)} shards on {num_workers} workers")
+        found = plan_shard_workers(shape, workers, networks=graph.profile is not None)
+        graph = dataclasses.replace(
+            graph, shape=shape, num_workers=found.most, least_workers=found.least
+        )
+        teller.say(f"making {len(plan.to_make)} shards on {found} workers")
     on_shard: OnRow = tally.on_shard
     state, _ = run_make_dataset(graph, plan, on_shard=on_shard)
     return state, tally.made

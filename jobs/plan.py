@@ -26,6 +26,7 @@ from jobs._cli import (
     DEFAULT_PROFILE,
     OK,
     ROWS_FAILED,
+    WORKERS,
     ProfileOption,
     SetOption,
     Settings,
@@ -53,6 +54,7 @@ from pipelines.manifest import read_manifest, resolve_rows
 from pipelines.media_cache import MediaCache
 from pipelines.plan import RunPlan, measured_requests, plan_run
 from pipelines.progress import describe_seconds
+from pipelines.resources import parse_workers
 from pipelines.text_to_video import Graph, check_inputs_here
 from pipelines.wavefront_picture import Panel, draw_timelines
 
@@ -83,7 +85,7 @@ def plan(
     profile: ProfileOption = DEFAULT_PROFILE,
     changes: SetOption = None,
     workers: Annotated[
-        str, typer.Option("--workers", metavar="N", help="Render workers, or MIN:MAX.")
+        str, typer.Option("--workers", metavar=WORKERS, help="Render workers; the most count.")
     ] = "1",
     seconds_per_task: Annotated[
         float | None,
@@ -111,7 +113,9 @@ def plan(
     """Say what a manifest will cost before anything runs: tasks, FLOPs, seconds, memory, bytes."""
     with errors_as_status():
         settings = load_settings(profile, changes or ())
-        num_workers = parse_workers(workers)
+        asked = parse_workers(workers)
+        assert asked is not None
+        num_workers = asked.most
         run_plan = _plan_rows(settings, manifest, output, retry_failed)
         find_cost = _cost_finder(settings)
         known = _learn(find_cost, num_workers, seconds_per_task, like)
@@ -144,26 +148,6 @@ def main(argv: list[str] | None = None) -> int:
         Exit status: 0 all rows are good, 3 some are bad, 2 wrong command or manifest, 1 otherwise.
     """
     return run_app(app, argv, prog_name="musev plan")
-
-
-def parse_workers(text: str) -> int:
-    """Read ``--workers``.
-
-    Args:
-        text: ``N`` or ``MIN:MAX``.
-
-    Returns:
-        The most workers there can be.
-
-    Raises:
-        ConfigError: If it is neither.
-    """
-    numbers = text.split(":")
-    if len(numbers) <= 2 and all(number.isdigit() and int(number) for number in numbers):
-        least, most = int(numbers[0]), int(numbers[-1])
-        if least <= most:
-            return most
-    raise ConfigError(f"--workers must be N or MIN:MAX, each at least 1, got {text!r}")
 
 
 def _plan_rows(

@@ -20,6 +20,7 @@ from jobs._cli import (
     DEFAULT_PROFILE,
     OK,
     ROWS_FAILED,
+    WORKERS,
     ManifestOption,
     OutputOption,
     ProfileOption,
@@ -38,7 +39,13 @@ from pipelines.media_cache import MediaCache
 from pipelines.plan import RunPlan, measured_requests, plan_run
 from pipelines.progress import BoardView, Meter, describe_seconds
 from pipelines.report import CONTACT_SHEET, REPORT, Summary, write_report
-from pipelines.resources import connect, measure_cluster, plan_workers
+from pipelines.resources import (
+    WorkerRange,
+    connect,
+    measure_cluster,
+    parse_workers,
+    plan_workers,
+)
 from pipelines.rows import RowFailure
 from pipelines.text_to_video import (
     Graph,
@@ -71,8 +78,13 @@ def text_to_video(
     profile: ProfileOption = DEFAULT_PROFILE,
     changes: SetOption = None,
     workers: Annotated[
-        int | None,
-        typer.Option("--workers", help="Render workers; default: one a GPU, or one on the CPU."),
+        str | None,
+        typer.Option(
+            "--workers",
+            metavar=WORKERS,
+            help="Render workers; default: one a GPU, or one on the CPU. With MIN:MAX more come "
+            "while work waits for them, also on machines that join later.",
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done, without starting Ray.")
@@ -83,8 +95,9 @@ def text_to_video(
 ) -> None:
     """Render a manifest of prompts and reference images to videos on storage."""
     with errors_as_status():
+        asked = parse_workers(workers)
         job = _prepare(manifest, output, profile, changes or (), retry_failed)
-        status = _show_plan(job) if dry_run else _run(job, workers)
+        status = _show_plan(job) if dry_run else _run(job, asked)
     raise typer.Exit(status)
 
 
@@ -147,7 +160,7 @@ def _show_plan(job: Job) -> int:
     return ROWS_FAILED if plan.problems or plan.failed_before else OK
 
 
-def _run(job: Job, workers: int | None) -> int:
+def _run(job: Job, workers: WorkerRange | None) -> int:
     started = time.monotonic()
     teller = Teller(sys.stderr)
     ledger = job.graph.ledger
@@ -169,21 +182,23 @@ def _run(job: Job, workers: int | None) -> int:
 
 
 def _render(
-    job: Job, workers: int | None, teller: Teller, started: float
+    job: Job, workers: WorkerRange | None, teller: Teller, started: float
 ) -> tuple[list[Record], Summary]:
     ledger = job.graph.ledger
     teller.say(f"run {ledger.run_id}: {len(job.requests)} requests; starting Ray")
     connect()
     shape = measure_cluster()
-    num_workers = plan_workers(shape, workers)
-    graph = dataclasses.replace(job.graph, shape=shape, num_workers=num_workers)
+    found = plan_workers(shape, workers)
+    graph = dataclasses.replace(
+        job.graph, shape=shape, num_workers=found.most, least_workers=found.least
+    )
     teller.say("checking the rows and their media")
     records = run_text_to_video(
         graph,
         job.requests,
         job.refused,
         retry_failed=job.retry_failed,
-        on_plan=lambda plan: _follow(plan, num_workers, teller),
+        on_plan=lambda plan: _follow(plan, found.most, teller),
     )
     teller.say("writing the report")
     summary = write_report(

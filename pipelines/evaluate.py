@@ -47,6 +47,7 @@ class EvaluationGraph:
     cache: MediaCache
     shape: ClusterShape = field(default_factory=lambda: ClusterShape(num_cpus=1, num_gpus=0))
     num_workers: int = 1
+    least_workers: int | None = None
     judge: type[JudgeClip] = JudgeClip
     silence_s: float = SILENCE_S
 
@@ -159,7 +160,7 @@ def judge_rows(graph: EvaluationGraph, rows: Sequence[Row]) -> Iterator[Row]:
 
 
 def _judge_dataset(rows: list[Row], *, graph: EvaluationGraph) -> Any:
-    args = shard_args(graph.shape, graph.num_workers, networks=False)
+    args = shard_args(graph.shape, graph.num_workers, networks=False, least=graph.least_workers)
     return apply_stage(
         one_row_a_block(rows), graph.judge, args, ledger=graph.ledger, cache=graph.cache
     )

@@ -67,6 +67,7 @@ class DatasetGraph:
     model_digests: Mapping[str, str] = field(default_factory=dict)
     shape: ClusterShape = field(default_factory=lambda: ClusterShape(num_cpus=1, num_gpus=0))
     num_workers: int = 1
+    least_workers: int | None = None
     load_networks: LoadEncoder = load_encoder
     silence_s: float = SILENCE_S
 
@@ -212,7 +213,12 @@ def _without_rows(graph: DatasetGraph) -> DatasetGraph:
 
 
 def _shards_dataset(rows: list[Row], *, graph: DatasetGraph, board: Any) -> Any:
-    args = shard_args(graph.shape, graph.num_workers, networks=graph.profile is not None)
+    args = shard_args(
+        graph.shape,
+        graph.num_workers,
+        networks=graph.profile is not None,
+        least=graph.least_workers,
+    )
     return apply_stage(one_row_a_block(rows), MakeShardHere, args, graph=graph, board=board)
 
 

@@ -5,7 +5,6 @@ Nothing here imports Ray at the top, so a dry run stays light.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 import signal
@@ -41,7 +40,40 @@ class ClusterShape:
         return "cuda" if self.num_gpus >= 1 else "cpu"
 
 
-def plan_workers(shape: ClusterShape, asked: int | None) -> int:
+@dataclass(frozen=True)
+class WorkerRange:
+    """How many workers are there from the start, and how many there may be."""
+
+    least: int
+    most: int
+
+    def __str__(self) -> str:
+        return str(self.most) if self.least == self.most else f"{self.least}:{self.most}"
+
+
+def parse_workers(text: str | None) -> WorkerRange | None:
+    """Read ``--workers``.
+
+    Args:
+        text: ``N`` or ``MIN:MAX``; None where the flag was not given.
+
+    Returns:
+        The range, or None.
+
+    Raises:
+        ConfigError: If it is neither.
+    """
+    if text is None:
+        return None
+    numbers = text.split(":")
+    if len(numbers) <= 2 and all(number.isdigit() and int(number) for number in numbers):
+        found = WorkerRange(int(numbers[0]), int(numbers[-1]))
+        if found.least <= found.most:
+            return found
+    raise ConfigError(f"--workers must be N or MIN:MAX, each at least 1, got {text!r}")
+
+
+def plan_workers(shape: ClusterShape, asked: WorkerRange | None) -> WorkerRange:
     """Decide how many render workers to start.
 
     Args:
@@ -49,20 +81,20 @@ def plan_workers(shape: ClusterShape, asked: int | None) -> int:
         asked: What the user asked for; None for one a GPU, or a single one without GPUs.
 
     Returns:
-        Number of workers, at least 1.
+        The range. Its upper end may lie beyond what the cluster has now: machines may join.
 
     Raises:
-        ConfigError: If more are asked for than there are GPUs: the rest would wait for ever.
+        ConfigError: If more are asked for from the start than there are GPUs: the rest would wait
+            for ever.
     """
     num_gpus = int(shape.num_gpus)
     if asked is None:
-        return max(1, num_gpus)
-    if asked < 1:
-        raise ConfigError(f"--workers must be at least 1, got {asked}")
-    if shape.device == "cuda" and asked > num_gpus:
+        return WorkerRange(max(1, num_gpus), max(1, num_gpus))
+    if shape.device == "cuda" and asked.least > num_gpus:
         raise ConfigError(
             f"--workers is {asked}, but the cluster has {num_gpus} GPUs and a worker holds one. "
-            f"Ask for {num_gpus} or fewer, or add machines."
+            f"Ask for {num_gpus} or fewer, for {num_gpus}:{asked.most} if machines will join, or "
+            "add machines."
         )
     return asked
 
@@ -77,27 +109,6 @@ def load_inputs_args(shape: ClusterShape) -> dict[str, Any]:
         Keyword arguments for ``Dataset.map`` (the compute strategy as ``task_pool_size``).
     """
     return {"task_pool_size": max(1, int(shape.num_cpus)), "num_cpus": _STAGE_CPUS}
-
-
-def render_args(shape: ClusterShape, num_workers: int) -> dict[str, Any]:
-    """Arguments of the render stage: a fixed pool of actors, one row in each one's hands.
-
-    Without GPUs a worker asks for a fraction of a CPU, so that the pool always fits with room for
-    Ray's own tasks: a pool that takes every CPU hangs for ever (DEPENDENCIES, Ray and start-up).
-    Restarts are bounded by the attempts of each row, which storage counts.
-
-    Args:
-        shape: Of the cluster.
-        num_workers: From :func:`plan_workers`.
-
-    Returns:
-        Keyword arguments for ``Dataset.map`` (the compute strategy as ``actor_pool_size``).
-    """
-    args: dict[str, Any] = {"actor_pool_size": num_workers, "max_task_retries": MAX_ATTEMPTS + 1}
-    if shape.device == "cuda":
-        return {**args, "num_gpus": 1}
-    share = (shape.num_cpus - _STAGE_CPUS) / num_workers
-    return {**args, "num_cpus": max(0.01, int(min(1.0, share) * 100) / 100)}
 
 
 def worker_resources(shape: ClusterShape, num_workers: int) -> dict[str, float]:
@@ -151,15 +162,17 @@ def drive_args(num_workers: int, num_rows: int) -> dict[str, Any]:
     num_actors = math.ceil(num_workers / WORKERS_PER_DRIVER)
     rows = math.ceil(min(num_rows, 2 * num_workers + 2) / num_actors)
     return {
-        "actor_pool_size": num_actors,
+        "actor_pool_size": (num_actors, num_actors),
         "rows_at_a_time": max(1, rows),
         "max_task_retries": MAX_ATTEMPTS + 1,
         "num_cpus": _STAGE_CPUS,
     }
 
 
-def plan_shard_workers(shape: ClusterShape, asked: int | None, *, networks: bool) -> int:
-    """Decide how many workers make the shards of a dataset.
+def plan_shard_workers(
+    shape: ClusterShape, asked: WorkerRange | None, *, networks: bool
+) -> WorkerRange:
+    """Decide how many workers make the shards of a dataset, or judge videos.
 
     Args:
         shape: Of the cluster.
@@ -168,26 +181,40 @@ def plan_shard_workers(shape: ClusterShape, asked: int | None, *, networks: bool
         networks: Whether a worker holds networks.
 
     Returns:
-        Number of workers, at least 1.
+        The range.
     """
     if networks and shape.device == "cuda":
         return plan_workers(shape, asked)
-    without_gpus = dataclasses.replace(shape, num_gpus=0)
-    return plan_workers(without_gpus, max(1, int(shape.num_cpus)) if asked is None else asked)
+    num_cpus = max(1, int(shape.num_cpus))
+    return WorkerRange(num_cpus, num_cpus) if asked is None else asked
 
 
-def shard_args(shape: ClusterShape, num_workers: int, *, networks: bool) -> dict[str, Any]:
-    """Arguments of the stage that makes shards: as of the render stage; a GPU only for networks.
+def shard_args(
+    shape: ClusterShape, num_workers: int, *, networks: bool, least: int | None = None
+) -> dict[str, Any]:
+    """Arguments of a stage of actors that make shards or judge: one row in each one's hands.
+
+    Without GPUs a worker asks for a fraction of a CPU, so that the pool always fits with room for
+    Ray's own tasks: a pool that takes every CPU hangs for ever (DEPENDENCIES, Ray and start-up).
+    Restarts are bounded by the attempts of each row, which storage counts.
 
     Args:
         shape: Of the cluster.
-        num_workers: From :func:`plan_shard_workers`.
-        networks: Whether a worker holds networks.
+        num_workers: Most workers, from :func:`plan_shard_workers`.
+        networks: Whether a worker holds networks, and so a GPU where there are some.
+        least: Workers from the start; None for all.
 
     Returns:
-        Keyword arguments for ``Dataset.map`` (the compute strategy as ``actor_pool_size``).
+        Keyword arguments for :func:`apply_stage`.
     """
-    return render_args(shape if networks else dataclasses.replace(shape, num_gpus=0), num_workers)
+    args: dict[str, Any] = {
+        "actor_pool_size": (num_workers if least is None else least, num_workers),
+        "max_task_retries": MAX_ATTEMPTS + 1,
+    }
+    if networks and shape.device == "cuda":
+        return {**args, "num_gpus": 1}
+    share = (shape.num_cpus - _STAGE_CPUS) / num_workers
+    return {**args, "num_cpus": max(0.01, int(min(1.0, share) * 100) / 100)}
 
 
 def apply_stage(dataset: Any, stage: Any, args: dict[str, Any], **constructor: Any) -> Any:
@@ -196,7 +223,7 @@ def apply_stage(dataset: Any, stage: Any, args: dict[str, Any], **constructor: A
     Args:
         dataset: A Ray dataset with one row a block.
         stage: A function of one row, or a class built once a worker and then called per row.
-        args: From :func:`load_inputs_args` or :func:`render_args`.
+        args: From a function of this module.
         **constructor: Arguments of the class, or of the function beside the row.
 
     Returns:
@@ -210,8 +237,10 @@ def apply_stage(dataset: Any, stage: Any, args: dict[str, Any], **constructor: A
             stage, fn_kwargs=constructor, compute=TaskPoolStrategy(size=size), **args
         )
     rows = args.pop("rows_at_a_time", 1)
+    least, most = args.pop("actor_pool_size")
     pool = ActorPoolStrategy(
-        size=args.pop("actor_pool_size"),
+        min_size=least,
+        max_size=most,
         max_tasks_in_flight_per_actor=rows,
         max_concurrent_calls_per_actor=rows if rows > 1 else None,
     )

@@ -12,9 +12,8 @@ import typer.main
 from PIL import Image
 
 from jobs.cli import app as musev_app
-from jobs.plan import app, main, parse_workers
+from jobs.plan import app, main
 from musev.config import to_plain
-from musev.errors import ConfigError
 from musev.registry import get_profile
 from pipelines.ledger import Ledger
 from pipelines.manifest import read_manifest, resolve_rows, write_manifest
@@ -149,17 +148,6 @@ def test_mistakes_end_with_status_2_and_a_sentence(
     status, _ = plan(manifest, tmp_path, *more)
     assert status == 2
     assert phrase in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("text", "most"), [("1", 1), ("8", 8), ("2:8", 8), ("4:4", 4)])
-def test_workers_are_a_number_or_a_range(text: str, most: int) -> None:
-    assert parse_workers(text) == most
-
-
-@pytest.mark.parametrize("text", ["", "0", "-1", "a", "8:2", "0:2", "1:2:3", "1.5"])
-def test_other_numbers_of_workers_are_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="MIN:MAX"):
-        parse_workers(text)
 
 
 def test_an_empty_manifest_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,13 +12,16 @@ from musev.errors import ConfigError
 from pipelines.resources import (
     MAX_ATTEMPTS,
     ClusterShape,
+    WorkerRange,
     apply_stage,
+    drive_args,
     keep_sigterm_handler,
     load_inputs_args,
+    parse_workers,
     plan_shard_workers,
     plan_workers,
-    render_args,
     shard_args,
+    worker_resources,
 )
 
 LAPTOP = ClusterShape(num_cpus=2, num_gpus=0)
@@ -43,13 +46,15 @@ class RecordingDataset:
 def test_workers_follow_gpus_unless_asked(
     shape: ClusterShape, asked: int | None, workers: int
 ) -> None:
-    assert plan_workers(shape, asked) == workers
+    wanted = WorkerRange(workers, workers)
+    assert plan_workers(shape, None if asked is None else wanted) == wanted
 
 
-@pytest.mark.parametrize(("asked", "phrase"), [(0, "at least 1"), (9, "8 GPUs")])
-def test_impossible_worker_counts_are_refused_instead_of_waiting(asked: int, phrase: str) -> None:
-    with pytest.raises(ConfigError, match=phrase):
-        plan_workers(GPU_BOX, asked)
+def test_more_workers_than_gpus_are_refused_unless_machines_may_join() -> None:
+    with pytest.raises(ConfigError, match="8 GPUs"):
+        plan_workers(GPU_BOX, WorkerRange(9, 9))
+    later = WorkerRange(8, 16)
+    assert plan_workers(GPU_BOX, later) == later
 
 
 @pytest.mark.parametrize(
@@ -59,38 +64,71 @@ def test_impossible_worker_counts_are_refused_instead_of_waiting(asked: int, phr
 def test_shards_are_made_on_all_cpus_or_all_gpus(
     shape: ClusterShape, networks: bool, workers: int
 ) -> None:
-    assert plan_shard_workers(shape, None, networks=networks) == workers
-    assert plan_shard_workers(shape, 3, networks=networks) == 3
+    assert plan_shard_workers(shape, None, networks=networks) == WorkerRange(workers, workers)
+    asked = WorkerRange(1, 3)
+    assert plan_shard_workers(shape, asked, networks=networks) == asked
     args = shard_args(shape, workers, networks=networks)
     assert args.get("num_gpus", 0) == (1 if networks and shape is GPU_BOX else 0)
     assert args.get("num_cpus", 0) * workers < shape.num_cpus
 
 
-def test_only_the_render_stage_asks_for_gpus_and_only_where_there_are_some() -> None:
-    assert render_args(GPU_BOX, 8)["num_gpus"] == 1
-    assert "num_gpus" not in render_args(LAPTOP, 1)
+def test_only_the_pool_asks_for_gpus_and_only_where_there_are_some() -> None:
+    assert worker_resources(GPU_BOX, 8) == {"num_gpus": 1, "num_cpus": 0}
+    assert "num_gpus" not in worker_resources(LAPTOP, 1)
+    assert "num_gpus" not in drive_args(8, 100)
     assert "num_gpus" not in load_inputs_args(GPU_BOX)
 
 
 @pytest.mark.parametrize("num_cpus", [1, 2, 4, 64])
 @pytest.mark.parametrize("num_workers", [1, 2, 3, 7, 32])
 def test_a_cpu_pool_leaves_room_for_rays_own_tasks(num_cpus: int, num_workers: int) -> None:
-    args = render_args(ClusterShape(num_cpus=num_cpus, num_gpus=0), num_workers)
-    assert 0 < args["num_cpus"] <= 1
-    assert num_workers * args["num_cpus"] + load_inputs_args(LAPTOP)["num_cpus"] <= num_cpus
+    shape = ClusterShape(num_cpus=num_cpus, num_gpus=0)
+    shards = shard_args(shape, num_workers, networks=False)
+    assert 0 < shards["num_cpus"] <= 1
+    assert num_workers * shards["num_cpus"] + load_inputs_args(LAPTOP)["num_cpus"] <= num_cpus
+    worker = worker_resources(shape, num_workers)["num_cpus"]
+    driver = drive_args(num_workers, 9)
+    assert 0 < worker <= 1
+    used = num_workers * worker + driver["actor_pool_size"][1] * driver["num_cpus"]
+    assert used + load_inputs_args(LAPTOP)["num_cpus"] <= num_cpus
+
+
+def test_drivers_hold_more_rows_than_there_are_workers_but_no_more_than_rows() -> None:
+    assert drive_args(8, 1000)["rows_at_a_time"] > 8
+    assert drive_args(8, 3)["rows_at_a_time"] == 3
+    many = drive_args(200, 10_000)
+    assert many["actor_pool_size"][0] > 1
+    assert many["actor_pool_size"][0] * many["rows_at_a_time"] > 200
+
+
+@pytest.mark.parametrize(
+    ("text", "least", "most"), [("1", 1, 1), ("8", 8, 8), ("2:8", 2, 8), ("4:4", 4, 4)]
+)
+def test_workers_are_a_number_or_a_range(text: str, least: int, most: int) -> None:
+    found = parse_workers(text)
+    assert found == WorkerRange(least, most)
+    assert parse_workers(str(found)) == found
+    assert parse_workers(None) is None
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "a", "8:2", "0:2", "1:2:3", "1.5"])
+def test_other_numbers_of_workers_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="MIN:MAX"):
+        parse_workers(text)
 
 
 def test_a_row_is_retried_often_enough_to_be_quarantined_by_its_own_count() -> None:
     # The call after the last allowed attempt is the one that writes the quarantine record.
-    assert render_args(LAPTOP, 1)["max_task_retries"] >= MAX_ATTEMPTS
+    assert drive_args(1, 1)["max_task_retries"] >= MAX_ATTEMPTS
 
 
 def test_stages_reach_ray_with_one_row_in_each_workers_hands() -> None:
     dataset = RecordingDataset()
-    apply_stage(dataset, dict, render_args(GPU_BOX, 4), colour="red")
+    args = shard_args(GPU_BOX, 4, networks=True, least=2)
+    apply_stage(dataset, dict, args, colour="red")
     apply_stage(dataset, len, load_inputs_args(LAPTOP), colour="blue")
     (_, render), (_, inputs) = dataset.calls
-    assert render["compute"].min_size == render["compute"].max_size == 4
+    assert (render["compute"].min_size, render["compute"].max_size) == (2, 4)
     assert render["compute"].max_tasks_in_flight_per_actor == 1
     assert render["num_gpus"] == 1
     assert render["fn_constructor_kwargs"] == {"colour": "red"}
