@@ -46,8 +46,8 @@ class SleepingEngine:
     video: Path
     info: VideoInfo
     clip_s: float
-    begun: Path | None = None
-    """Folder for a note of the first clip's time."""
+    notes: Path | None = None
+    """Folder for a note of each clip's begin and end."""
 
     def render(
         self,
@@ -57,9 +57,10 @@ class SleepingEngine:
         on_progress: Callable[[str, int, int], None],
     ) -> VideoInfo:
         """Render a whole clip to a file."""
-        if self.begun is not None and not (note := self.begun / str(os.getpid())).exists():
-            note.write_text(str(time.monotonic()))
+        started = time.monotonic()
         time.sleep(self.clip_s)
+        if self.notes is not None:
+            (self.notes / request.request_id).write_text(f"{started} {time.monotonic()}")
         on_progress("denoise", 1, 1)
         shutil.copyfile(self.video, target)
         on_progress("decode", request.num_frames, request.num_frames)
@@ -90,9 +91,9 @@ def make_engine(folder: Path, clip_s: float) -> SleepingEngine:
     video = folder / "video.mp4"
     frames_TYXC = np.full((FRAMES, SIDE_PX, SIDE_PX, 3), 100, np.uint8)
     write_segment(video, frames_TYXC, fps=8.0)
-    begun = folder / "begun"
-    begun.mkdir()
-    return SleepingEngine(video=video, info=probe_video(video), clip_s=clip_s, begun=begun)
+    notes = folder / "notes"
+    notes.mkdir()
+    return SleepingEngine(video=video, info=probe_video(video), clip_s=clip_s, notes=notes)
 
 
 def make_requests(count: int) -> list[ClipRequest]:
@@ -122,8 +123,8 @@ def run_loop(engine: SleepingEngine, requests: list[ClipRequest], folder: Path) 
     return (time.monotonic() - started) / len(requests)
 
 
-def run_graph(graph: Graph, requests: list[ClipRequest], begun: Path) -> float:
-    """Seconds from the first clip begun to the last outcome."""
+def run_graph(graph: Graph, requests: list[ClipRequest], notes: Path) -> tuple[float, int]:
+    """Seconds from the first clip begun to the last outcome; and most clips at one moment."""
     outcome_times: list[float] = []
 
     def note(tally: Tally, view: BoardView) -> None:
@@ -135,8 +136,9 @@ def run_graph(graph: Graph, requests: list[ClipRequest], begun: Path) -> float:
     assert {row["status"] for row in outcomes} == {"committed"}, outcomes
     assert len(graph.ledger.committed_ids()) == len(requests)
     # One clock for all processes of a machine.
-    first = min(float(note.read_text()) for note in begun.iterdir())
-    return outcome_times[-1] - first
+    spans = [tuple(map(float, note.read_text().split())) for note in notes.iterdir()]
+    most = max(sum(first <= begin < last for first, last in spans) for begin, _ in spans)
+    return outcome_times[-1] - min(first for first, _ in spans), most
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -160,8 +162,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 engine=engine, num_workers=options.workers, loaded=folder / "loaded"
             ),
         )
-        assert engine.begun is not None
-        graph_s = run_graph(graph, make_requests(options.clips), engine.begun)
+        assert engine.notes is not None
+        graph_s, most_at_once = run_graph(graph, make_requests(options.clips), engine.notes)
         load.append(round(os.getloadavg()[0], 1))
     rounds = -(-options.clips // options.workers)
     return {
@@ -171,6 +173,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "bare_clip_s": bare_s,
         "graph_s": graph_s,
         "ratio": options.clips / options.workers * bare_s / graph_s,
+        "most_at_once": most_at_once,
         "overhead_s_a_clip": graph_s / rounds - bare_s,
         "load_average": load,
     }

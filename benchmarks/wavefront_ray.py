@@ -117,12 +117,12 @@ class SleepingWorker:
 
 
 class MakeWorkers:
-    """Makes the workers of the pool; the first ones are slow. Lives in the broker."""
+    """Makes the workers of the pool, slow ones first. Lives in the broker and needs no torch."""
 
-    def __init__(self, folder: Path, num_slow: int) -> None:
+    def __init__(self, folder: Path, num_slow: int, facts: bytes) -> None:
         self._folder = folder
         self._slowdowns = itertools.chain([2.0] * num_slow, itertools.repeat(1.0))
-        self._facts = pickle.dumps(make_facts())
+        self._facts = facts
 
     def __call__(self, broker: Any) -> Any:
         """Start one."""
@@ -187,7 +187,8 @@ def start_pool(num_workers: int, num_slow: int) -> Iterator[Pool]:
     with tempfile.TemporaryDirectory(prefix="musev-bench-") as folder:
         out = Path(folder) / "out"
         plan = PoolPlan(least=num_workers, most=num_workers)
-        broker = start_broker(plan, MakeWorkers(out, num_slow))
+        facts = pickle.dumps(make_facts())
+        broker = start_broker(plan, MakeWorkers(out, num_slow, facts))
         wishes = [broker.lease.remote(Wish(order=(0, 0))) for _ in range(num_workers)]
         leases = tuple(ray.get(wishes, timeout=START_S))
         speeds = ray.get([lease.worker.pace.remote(0.0) for lease in leases])

@@ -243,6 +243,7 @@ def apply_stage(dataset: Any, stage: Any, args: dict[str, Any], **constructor: A
         max_size=most,
         max_tasks_in_flight_per_actor=rows,
         max_concurrent_calls_per_actor=rows if rows > 1 else None,
+        enable_true_multi_threading=rows > 1,  # else calls wait for one another in the actor
     )
     return dataset.map(stage, fn_constructor_kwargs=constructor, compute=pool, **args)
 

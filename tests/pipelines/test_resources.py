@@ -101,6 +101,17 @@ def test_drivers_hold_more_rows_than_there_are_workers_but_no_more_than_rows() -
     assert many["actor_pool_size"][0] * many["rows_at_a_time"] > 200
 
 
+def test_an_actor_that_holds_many_rows_works_on_all_of_them_at_once() -> None:
+    """Without Ray's leave, its calls would wait for one another: one worker busy, the rest idle."""
+    dataset: Any = RecordingDataset()
+    apply_stage(dataset, dict, drive_args(8, 1000))
+    apply_stage(dataset, dict, shard_args(LAPTOP, 2, networks=False))
+    many, one = (call["compute"] for _, call in dataset.calls)
+    assert many.max_concurrent_calls_per_actor > 8
+    assert many.enable_true_multi_threading
+    assert not one.enable_true_multi_threading
+
+
 @pytest.mark.parametrize(
     ("text", "least", "most"), [("1", 1, 1), ("8", 8, 8), ("2:8", 2, 8), ("4:4", 4, 4)]
 )
