@@ -8,11 +8,12 @@ Run the same command again after any interruption: committed rows are never rend
 from __future__ import annotations
 
 import dataclasses
+import logging
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -33,6 +34,7 @@ from jobs._console import INTERRUPTED, Teller, disconnect, terminate_as_interrup
 from musev.config import ClipRequest, to_plain
 from musev.errors import ManifestError
 from musev.weights import digest_weights
+from pipelines.forecast import compare, forecast_profile
 from pipelines.ledger import RESULTS, Ledger, Record
 from pipelines.manifest import read_manifest, resolve_rows
 from pipelines.media_cache import MediaCache
@@ -55,7 +57,10 @@ from pipelines.text_to_video import (
     run_text_to_video,
 )
 
+logger = logging.getLogger(__name__)
+
 _SHOWN_FAILURES = 20
+_FORECAST_S = 20.0
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -193,21 +198,73 @@ def _render(
         job.graph, shape=shape, num_workers=found.most, least_workers=found.least
     )
     teller.say("checking the rows and their media")
+    forecast = _Forecast(graph)
+
+    def on_plan(plan: RunPlan) -> OnTick:
+        forecast.start(plan)
+        return _follow(plan, found.most, teller)
+
     records = run_text_to_video(
-        graph,
-        job.requests,
-        job.refused,
-        retry_failed=job.retry_failed,
-        on_plan=lambda plan: _follow(plan, found.most, teller),
+        graph, job.requests, job.refused, retry_failed=job.retry_failed, on_plan=on_plan
     )
     teller.say("writing the report")
+    wall_s = time.monotonic() - started
     summary = write_report(
         ledger,
         records,
         settings={"manifest": job.manifest, "profile": to_plain(graph.profile)},
-        wall_s=time.monotonic() - started,
+        wall_s=wall_s,
     )
+    for line in forecast.compare(_new(ledger, records), summary, wall_s):
+        typer.echo(line)
     return records, summary
+
+
+class _Forecast:
+    """What the run should cost, counted beside it in a process that may hold torch."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self._found: Any = None
+
+    def start(self, plan: RunPlan) -> None:
+        """Begin to count, unless there is nothing to render."""
+        import ray
+
+        if plan.to_render:
+            task = ray.remote(forecast_profile).options(num_cpus=0, max_retries=0)
+            self._found = task.remote(plan, self._graph.profile, self._graph.num_workers)
+
+    def compare(self, new: Sequence[Record], summary: Summary, wall_s: float) -> list[str]:
+        """Lines that set it beside what happened; none if it is not known."""
+        import ray
+        from ray.exceptions import RayError
+
+        if self._found is None:
+            return []
+        try:
+            forecast = ray.get(self._found, timeout=_FORECAST_S)
+        except RayError as error:
+            logger.warning("what the run should have cost is not known: %s", error)
+            return []
+        tasks = [record.get("tasks") or {"tasks": 1} for record in new]
+        return compare(
+            forecast,
+            summary,
+            wall_s=wall_s,
+            num_tasks=sum(each["tasks"] for each in tasks),
+            num_repeated=sum(each.get("duplicates", 0) for each in tasks),
+        )
+
+
+def _new(ledger: Ledger, records: Sequence[Record]) -> list[Record]:
+    """Records of videos that this run has committed, each once."""
+    found = {
+        record["sample_id"]: record
+        for record in records
+        if record["status"] == "committed" and record.get("run_id") == ledger.run_id
+    }
+    return list(found.values())
 
 
 def _follow(plan: RunPlan, num_workers: int, teller: Teller) -> OnTick:
@@ -237,11 +294,7 @@ def _summary_lines(
     job: Job, records: Sequence[Record], summary: Summary, wall_s: float
 ) -> list[str]:
     ledger = job.graph.ledger
-    new = {
-        record["sample_id"]: record["num_frames"]
-        for record in records
-        if record["status"] == "committed" and record.get("run_id") == ledger.run_id
-    }
+    new = {record["sample_id"]: record["num_frames"] for record in _new(ledger, records)}
     there = sum(
         record["status"] == "committed" and record["sample_id"] not in new for record in records
     )

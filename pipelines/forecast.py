@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from musev.config import Profile
 from pipelines.clip_forecast import (
     BYTES_PER_PIXEL,
     TIMED,
@@ -283,6 +284,28 @@ def _least_s(clips: Sequence[ClipModel], pool: PoolModel) -> float:
     from musev.denoise.simulate import least_s
 
     return least_s(clips, pool)
+
+
+def forecast_profile(plan: RunPlan, profile: Profile, num_workers: int) -> Forecast:
+    """Forecast a run whose workers all hold one profile's networks; holds torch, needs no weights.
+
+    Args:
+        plan: What is to be done with every row.
+        profile: Its weights and encoder.
+        num_workers: Size of the pool.
+
+    Returns:
+        The forecast, without seconds.
+    """
+    from musev.models.cost import CostModel
+
+    cost = CostModel(profile.weights, profile.precision)
+    return forecast_run(
+        plan,
+        lambda _: cost,
+        num_workers=num_workers,
+        segment_frames=profile.encoder.segment_frames,
+    )
 
 
 def compare(

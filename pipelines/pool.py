@@ -24,6 +24,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from pipelines.resources import on_this_machine
+
 logger = logging.getLogger(__name__)
 
 LOOK_S = 0.25
@@ -379,9 +381,8 @@ def start_broker(plan: PoolPlan, make_worker: Callable[[Any], Any]) -> Any:
     """
     import ray
 
-    broker = (
-        ray.remote(Broker).options(num_cpus=0, max_concurrency=10_000).remote(plan, make_worker)
-    )
+    options = {"max_concurrency": 10_000, **on_this_machine()}
+    broker = ray.remote(Broker).options(**options).remote(plan, make_worker)
     ray.get(broker.start.remote())
     return broker
 

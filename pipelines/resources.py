@@ -99,6 +99,21 @@ def plan_workers(shape: ClusterShape, asked: WorkerRange | None) -> WorkerRange:
     return asked
 
 
+def on_this_machine() -> dict[str, Any]:
+    """Options for a small actor or task that has to live as long as its caller does.
+
+    Without CPUs it could be put anywhere, and go with a machine that leaves.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = ray.get_runtime_context().get_node_id()
+    return {
+        "num_cpus": 0,
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False),
+    }
+
+
 def load_inputs_args(shape: ClusterShape) -> dict[str, Any]:
     """Arguments of the input stage: small tasks, never more of them than CPUs.
 
@@ -297,7 +312,8 @@ def stream_rows(
 
     if not rows:
         return
-    stream = ray.remote(_run_dataset).options(num_cpus=0, max_retries=0).remote(build, rows)
+    task = ray.remote(_run_dataset).options(max_retries=0, **on_this_machine())
+    stream = task.remote(build, rows)
     ended = False
     try:
         while True:

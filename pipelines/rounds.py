@@ -16,7 +16,7 @@ from typing import Any
 from musev.errors import MusevError
 from pipelines.outcomes import Row
 from pipelines.progress import Board, BoardView
-from pipelines.resources import MAX_ATTEMPTS, stream_rows
+from pipelines.resources import MAX_ATTEMPTS, on_this_machine, stream_rows
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def _run_round(rounds: Rounds, waiting: dict[str, Row], on_row: OnRow) -> None:
     import ray
     from ray.exceptions import RayError
 
-    board = ray.remote(Board).options(num_cpus=0).remote()
+    board = ray.remote(Board).options(**on_this_machine()).remote()
 
     def watch(outcome: Row | None = None) -> None:
         view: BoardView = ray.get(board.view.remote())

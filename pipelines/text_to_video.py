@@ -260,8 +260,6 @@ def _inputs_dataset(rows: list[Row], *, graph: Graph) -> Any:
 
 def _drive_dataset(rows: list[Row], *, graph: Graph, board: Any) -> Any:
     """A dataset that drives rows over a pool; the pool ends with the process that calls this."""
-    from pipelines.clip_driver import DriveClips  # holds torch, which the driver does without
-
     setup = WorkerSetup(
         profile=graph.profile,
         device=graph.shape.device,
@@ -281,7 +279,7 @@ def _drive_dataset(rows: list[Row], *, graph: Graph, board: Any) -> Any:
     numbered = [{**row, "order": number} for number, row in enumerate(rows)]
     return apply_stage(
         one_row_a_block(numbered),
-        DriveClips,
+        DriveRows,
         drive_args(graph.num_workers, len(rows)),
         setup=setup,
         broker=broker,
@@ -289,6 +287,20 @@ def _drive_dataset(rows: list[Row], *, graph: Graph, board: Any) -> Any:
         num_workers=graph.num_workers,
         settings=graph.conducting,
     )
+
+
+class DriveRows:
+    """:class:`pipelines.clip_driver.DriveClips`, imported where it runs: it needs torch, which the
+    processes that only hand rows on do without."""
+
+    def __init__(self, **arguments: Any) -> None:
+        from pipelines.clip_driver import DriveClips
+
+        self._drive = DriveClips(**arguments)
+
+    def __call__(self, row: Row) -> Row:
+        """Bring one row to its end."""
+        return self._drive(row)
 
 
 def _make_worker(

@@ -296,6 +296,8 @@ def test_a_run_can_be_followed_and_says_where_everything_is(
         assert (folder / "out" / name).stat().st_size > 0
     assert f"{folder}/out/results.parquet" in mixed_run.stdout
     assert "committed      5 clips, 35 frames" in mixed_run.stdout
+    assert "videos         planned 5, committed 5" in mixed_run.stdout
+    assert "tasks          planned 5, done 5" in mixed_run.stdout
 
 
 @pytest.mark.timeout(450)
