@@ -7,6 +7,7 @@ here imports torch, so the driver and the manifest reader stay light.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -347,7 +348,7 @@ def replace_settings(config: ConfigT, settings: Mapping[str, Any]) -> ConfigT:
         if rest:
             parts.setdefault(head, {})[rest] = value
         else:
-            changes[head] = _convert(value, get_type_hints(type(config))[head], key)
+            changes[head] = _convert(value, field_types(type(config))[head], key)
     if isinstance(config, WeightsConfig):
         changes = _other_sources_dropped(changes) | changes
     for head, inner in parts.items():
@@ -402,8 +403,14 @@ def _convert(value: Any, kind: Any, key: str) -> Any:
         raise ConfigError(f"{key} must be {target.__name__}, got {value!r}") from None
 
 
+@functools.cache
+def field_types(kind: type) -> Mapping[str, Any]:
+    """Types of a config class's fields; kept, since finding them takes longer than all else."""
+    return get_type_hints(kind)
+
+
 def _check_literals(config: Any) -> None:
-    for name, kind in get_type_hints(type(config)).items():
+    for name, kind in field_types(type(config)).items():
         if get_origin(kind) is Literal and getattr(config, name) not in get_args(kind):
             raise ConfigError(
                 f"{name} must be one of {', '.join(map(str, get_args(kind)))}; "

@@ -12,11 +12,11 @@ import json
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import pyarrow as pa
 
-from musev.config import Blend, ClipRequest, GuidanceSchedule, Layout, to_plain
+from musev.config import Blend, ClipRequest, GuidanceSchedule, Layout, field_types, to_plain
 from musev.errors import ConfigError
 
 Kind = Literal["text", "integer", "number", "flag", "texts", "numbers", "json"]
@@ -259,7 +259,7 @@ def from_plain(kind: type[ConfigT], plain: Any) -> ConfigT:
     """
     if not isinstance(plain, Mapping):
         raise ConfigError(f"{kind.__name__} must be an object, got {type(plain).__name__}")
-    hints = get_type_hints(kind)
+    hints = field_types(kind)
     fields = {item.name for item in dataclasses.fields(kind)}
     if unknown := sorted(set(plain) - fields):
         raise ConfigError(f"{kind.__name__} has no setting {', '.join(map(repr, unknown))}")
