@@ -6,8 +6,8 @@
 Each length has processes of its own. All is real but the networks: pool, worker, conductor,
 checkpoints, segments and their joining; latents are those of 512x512, frames are small. Peak RSS is
 the kernel's; it counts pages of Ray's object store that a process has touched, which all processes
-share. Private memory is what is left without them and without libraries that others use too; like
-PSS it is the largest of samples. Ratios are against the shortest clip, and no latents are taken
+share and which stop growing with the store's size; "without store" leaves them out. Private memory
+leaves out libraries too that others use; like PSS it is the largest of samples. Ratios are against the shortest clip, and no latents are taken
 off: the conductor lets frames go when their segment is stored.
 """
 
@@ -54,7 +54,7 @@ from pipelines.stages.conduct import ConductClip
 
 SIDE = 64
 """Latent rows and columns: a picture of 512x512."""
-KINDS = ("peak_rss", "rss_store", "pss", "private")
+KINDS = ("peak_rss", "rss_store", "rss_own", "pss", "private")
 
 
 class LightEngine:
@@ -129,6 +129,11 @@ def _read_table(path: Path) -> dict[str, int]:
     return {words[0].rstrip(":"): 1024 * int(words[1]) for words in fields if words[-1:] == ["kB"]}
 
 
+def add_own(memory: dict[str, int]) -> dict[str, int]:
+    """Add the peak without pages of the object store."""
+    return {**memory, "rss_own": memory["peak_rss"] - memory["rss_store"]}
+
+
 class Watcher:
     """Samples the memory of this process and of the workers, in a thread.
 
@@ -201,7 +206,7 @@ def run_clip(num_frames: int, *, workers: int, steps: int) -> dict[str, Any]:
             "checkpoints": outcome["tasks"]["checkpoints"],
             "frames_in_video": outcome["measured"].num_frames,
             "seconds": time.monotonic() - started,
-            **watcher.most,
+            **{who: add_own(most) for who, most in watcher.most.items()},
         }
 
 
@@ -256,7 +261,7 @@ def compare(clips: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 def show(report: dict[str, Any]) -> None:
     """Print the table."""
-    names = ("peak RSS", "of the store", "PSS", "private")
+    names = ("peak RSS", "of the store", "without store", "PSS", "private")
     table = Table("process", "frames", "tasks", *(f"{name}, MB" for name in names), "seconds")
     for who, ratios in report["ratios"].items():
         for clip in report["clips"]:

@@ -17,6 +17,7 @@ def test_a_clip_is_driven_to_its_video_under_watch() -> None:
     for who in ("driver", "worker"):
         memory = clip[who]
         assert set(memory) == set(KINDS)
+        assert memory["rss_own"] == memory["peak_rss"] - memory["rss_store"] > 50e6
         assert 50e6 < memory["private"] <= memory["pss"] <= memory["peak_rss"], who
 
 
