@@ -7,8 +7,9 @@ Each length has processes of its own. All is real but the networks: pool, worker
 checkpoints, segments and their joining; latents are those of 512x512, frames are small. Peak RSS is
 the kernel's; it counts pages of Ray's object store that a process has touched, which all processes
 share and which stop growing with the store's size; "without store" leaves them out. Private memory
-leaves out libraries too that others use; like PSS it is the largest of samples. Ratios are against the shortest clip, and no latents are taken
-off: the conductor lets frames go when their segment is stored.
+leaves out libraries too that others use; like PSS it is the largest of samples. Ratios are against
+the shortest clip, and no latents are taken off: the conductor lets frames go when their segment is
+stored.
 """
 
 from __future__ import annotations
