@@ -90,14 +90,16 @@ class ClipWorker:
             row: Ready.
 
         Returns:
-            The conditions, what drives the windows has to know, and seconds.
+            The conditions, packed; what drives the windows has to know; seconds.
         """
+        from pipelines.wire import pack_value
+
         started = time.monotonic()
         with self._pulse.working():
             request = request_from_json(row["request"])
             with open_media(self._cache, request, row["media_digests"]) as media:
                 conditions, facts = self._engine.condition(request, media)
-        return conditions, facts, time.monotonic() - started
+        return pack_value(conditions), facts, time.monotonic() - started
 
     def denoise(
         self, name: str, clip: list[Any], noisy: Any, timestep: float, frames: tuple[int, ...]
@@ -147,15 +149,17 @@ class ClipWorker:
     def _opened(self, name: str, clip: list[Any]) -> Callable[..., Any]:
         import ray
 
+        from pipelines.wire import unpack_value
+
         if name not in self._open:
-            row, conditions = ray.get(clip)
+            row, packed = ray.get(clip)
             while len(self._open) >= OPEN_CLIPS:
                 self._open.popitem(last=False)[1][1].close()
             request = request_from_json(row["request"])
             with ExitStack() as stack:
                 media = stack.enter_context(self._video_of(request, row))
                 denoise = stack.enter_context(
-                    self._engine.open_clip(request, conditions, media.get("video"))
+                    self._engine.open_clip(request, unpack_value(packed), media.get("video"))
                 )
                 self._open[name] = (denoise, stack.pop_all())
         self._open.move_to_end(name)

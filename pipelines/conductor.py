@@ -174,7 +174,10 @@ class Conductor:
         return self._segments.count
 
     def _condition(self) -> ClipFacts:
-        """Have the conditions computed on some worker; they stay in the object store."""
+        """Have the conditions computed on some worker, and keep them in this machine's store.
+
+        Not in that worker's: what lies there goes with its machine, and every window needs them.
+        """
         import ray
 
         while True:
@@ -184,8 +187,8 @@ class Conductor:
             )
             try:
                 found: ClipFacts = _get(facts)
-                self._add_seconds("condition", ray.get(seconds))
-                self._clip = [ray.put(self._row), conditions]
+                self._add_seconds("condition", _get(seconds))
+                self._clip = [ray.put(self._row), ray.put(_get(conditions))]
                 return found
             except _Lost as lost:
                 self._note_death(None, lease, lost)
@@ -492,6 +495,12 @@ def _get(reference: Any) -> Any:
     try:
         return ray.get(reference)
     except RayTaskError as error:
+        if isinstance(error.cause, RayError):  # what the worker needed is gone
+            raise _Lost(_first_line(error.cause)) from error
         raise (error.cause or error) from error
     except RayError as error:
-        raise _Lost(str(error).strip().splitlines()[0]) from error
+        raise _Lost(_first_line(error)) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

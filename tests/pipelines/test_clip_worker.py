@@ -1,4 +1,4 @@
-"""A worker as a plain object: what it keeps open, what it answers. (Whole runs: test_conductor.)"""
+"""A worker: what it keeps open, what it answers. (Whole runs: test_conductor.)"""
 
 from __future__ import annotations
 
@@ -29,7 +29,14 @@ def ray_here() -> Iterator[None]:
         yield
 
 
-def make(folder: Path) -> tuple[ClipWorker, Any]:
+class Watched(ClipWorker):
+    """Tells what it keeps open."""
+
+    def num_open(self) -> int:
+        return len(self._open)
+
+
+def make(folder: Path) -> tuple[Any, Any]:
     import ray
 
     wired = graph(folder, profile=PROFILE)
@@ -42,7 +49,7 @@ def make(folder: Path) -> tuple[ClipWorker, Any]:
         load_engine=colour_engine,
     )
     board = ray.remote(Board).options(num_cpus=0).remote()
-    return ClipWorker(setup, board), wired
+    return ray.remote(Watched).options(num_cpus=0.01).remote(setup, board), wired
 
 
 def test_a_long_clips_tasks_one_after_the_other(folder: Path) -> None:
@@ -52,23 +59,24 @@ def test_a_long_clips_tasks_one_after_the_other(folder: Path) -> None:
     clip = long_request(condition_image=picture(folder / "face.png", colour=51, side=64))
     row = {"row": 0, "request": request_to_json(clip)}
     row = load_inputs(row, cache=wired.cache, name_sample=wired.name_sample)
-    conditions, facts, seconds = worker.condition(row)
+    conditions, facts, seconds = ray.get(worker.condition.remote(row))
     assert facts.num_given == 1
     assert float(facts.given_BCTHW.mean()) == pytest.approx(0.2)
     assert seconds >= 0
     references = [ray.put(row), ray.put(conditions)]
     noisy = pack(torch.zeros(1, 4, 3, 4, 4))
     answers = [
-        unpack(worker.denoise(f"clip-{n}", references, noisy, 500.0, (0, 1, 2))[0])
+        unpack(ray.get(worker.denoise.remote(f"clip-{n}", references, noisy, 500.0, (0, 1, 2)))[0])
         for n in range(OPEN_CLIPS + 2)
     ]
     assert all(torch.equal(answer, answers[0]) for answer in answers)
-    assert len(worker._open) == OPEN_CLIPS
-    count, _ = worker.decode(8.0, pack(torch.zeros(1, 4, 5, 4, 4)), "work/x/segments/000000.mp4")
+    assert ray.get(worker.num_open.remote()) == OPEN_CLIPS
+    latents = pack(torch.zeros(1, 4, 5, 4, 4))
+    count, _ = ray.get(worker.decode.remote(8.0, latents, "work/x/segments/000000.mp4"))
     assert count == 5
     stored = folder / "out" / "work" / "x" / "segments" / "000000.mp4"
     assert probe_video(stored).num_frames == 5
-    assert worker.hello() is None
+    assert ray.get(worker.hello.remote()) is None
 
 
 def test_parts_are_shared_between_workers(folder: Path) -> None:
