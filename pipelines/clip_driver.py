@@ -65,7 +65,8 @@ class DriveClips:
         from ray.exceptions import RayActorError, RayTaskError
 
         while True:
-            lease = self._lease(Wish(order=(row["order"], 0), owner=row["sample_id"]))
+            wish = Wish(order=(row["order"], 0), owner=row["sample_id"], queues=True)
+            lease = self._lease(wish)
             try:
                 return ray.get(lease.worker.clip.remote(row))
             except RayActorError as error:

@@ -165,7 +165,8 @@ def drive_args(num_workers: int, num_rows: int) -> dict[str, Any]:
 
     A driver computes a few milliseconds for every window that a worker computes for half a second;
     how many workers one can serve is measured in docs/wavefront.md. More rows are driven than there
-    are workers, so that a free one always finds a task.
+    are workers, so that a free one always finds a task: one in work, one that waits behind it, and
+    as many again in the queue, without which none would be let wait behind another.
 
     Args:
         num_workers: Most workers of the pool.
@@ -175,7 +176,7 @@ def drive_args(num_workers: int, num_rows: int) -> dict[str, Any]:
         Keyword arguments for :func:`apply_stage`.
     """
     num_actors = math.ceil(num_workers / WORKERS_PER_DRIVER)
-    rows = math.ceil(min(num_rows, 2 * num_workers + 2) / num_actors)
+    rows = math.ceil(min(num_rows, 4 * num_workers + 2) / num_actors)
     return {
         "actor_pool_size": (num_actors, num_actors),
         "rows_at_a_time": max(1, rows),
