@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from pipelines.checkpoints import ClipStore
-from pipelines.conductor import _Segments
 from tests.pipelines.conducting import (
     NotedEngine,
     conducted,
@@ -18,7 +17,6 @@ from tests.pipelines.conducting import (
     long_request,
     rendered_here,
 )
-from tests.pipelines.stand_ins import ColourEngine
 from tests.real_ray import local_ray
 
 pytestmark = pytest.mark.timeout(300)
@@ -129,29 +127,3 @@ def test_another_attempt_goes_on_from_the_last_checkpoint(folder: Path) -> None:
     )
     assert row["tasks"]["tasks"] == NUM_TASKS - row["tasks"]["resumed_tasks"]
     assert len(engine.windows()) - before == row["tasks"]["tasks"]
-
-
-def test_segments_know_what_is_missing() -> None:
-    import torch
-
-    from musev.clip_front import open_front
-
-    clip = long_request(num_frames=17)
-    _, facts = ColourEngine(None).condition(clip, {"condition_image": torch.ones(2).numpy()})  # type: ignore[arg-type]
-    segments = _Segments(17, 8, facts)
-    assert [segments.generated(number) for number in range(3)] == [(-1, 7), (7, 15), (15, 16)]
-    segments.start(open_front(clip, facts))
-    assert segments.take_next() is None
-    segments.complete(range(8))
-    assert segments.take_next() == 0
-    assert segments.take_next() is None
-    segments.complete(range(8, 16))
-    assert [segments.take_next(), segments.take_next()] == [1, 2]
-    segments.give_back(1)
-    assert segments.num_waiting == 1
-    assert segments.store(1)
-    assert segments.num_waiting == 0, "the first answer wins"
-    assert not segments.store(1)
-    assert [segments.store(0), segments.store(2), segments.finished] == [True, True, True]
-    only_given = _Segments(2, 1, facts)
-    assert only_given.take_next() == 0, "a segment of given frames alone needs no window"
