@@ -161,14 +161,14 @@ class CarefulDenoiser:
                 return self._whole(noisy_BCFHW, timestep, window)
             except torch.OutOfMemoryError as error:
                 if not self._halves:
-                    raise _too_large(noisy_BCFHW) from error
+                    raise RequestError(_too_large(noisy_BCFHW)) from error
             logger.warning("device memory ran out: guidance halves one after the other from now on")
             self.in_halves = True
             free_device(self._device)
         try:
             return torch.cat([half(noisy_BCFHW, timestep, window) for half in self._halves])
         except torch.OutOfMemoryError as error:
-            raise _too_large(noisy_BCFHW) from error
+            raise RequestError(_too_large(noisy_BCFHW)) from error
 
 
 def free_device(device: torch.device) -> None:
@@ -177,9 +177,9 @@ def free_device(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def _too_large(noisy_BCFHW: Tensor) -> RequestError:
+def _too_large(noisy_BCFHW: Tensor) -> str:
     frames, height, width = noisy_BCFHW.shape[2:]
-    return RequestError(
+    return (
         f"a window of {frames} frames with latents of {width}x{height} does not fit into the "
         "device's memory, not even one guidance half at a time. Make width and height or "
         "sampling.windows.num_frames smaller, or take a GPU with more memory."

@@ -50,6 +50,9 @@ class ClipWorker:
         setup: What to load, and where things are.
         board: Actor that is told how the worker is.
         broker: The pool's, for shared parts; None without.
+
+    Raises:
+        Exception: Whatever keeps the engine from loading; the board is told.
     """
 
     def __init__(self, setup: WorkerSetup, board: Any, broker: Any = None) -> None:

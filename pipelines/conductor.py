@@ -133,12 +133,13 @@ class Conductor:
     def run(self) -> int:
         """Bring the clip to its segments.
 
+        What a worker raises over the row is raised here, and a ``WorkerLostError`` if a task takes
+        its workers down again and again.
+
         Returns:
             How many segments lie in storage.
 
         Raises:
-            MusevError: If the row cannot be rendered.
-            WorkerLostError: If a task takes its workers down again and again.
             PoolLostError: If the pool is gone.
         """
         from ray.exceptions import RayActorError
