@@ -387,6 +387,11 @@ def start_broker(plan: PoolPlan, make_worker: Callable[[Any], Any]) -> Any:
     return broker
 
 
+def end_broker(broker: Any) -> None:
+    """End the broker and with it all workers, which it owns."""
+    _kill(broker)
+
+
 def _kill(handle: Any) -> None:
     import ray
 

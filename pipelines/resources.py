@@ -302,7 +302,7 @@ def stream_rows(
     driver along.
 
     Args:
-        build: Rows to a dataset; runs in the task.
+        build: Rows to a dataset, or to a :class:`Pooled` one; runs in the task.
         rows: The rows.
         watch: Called about once a second while nothing comes; may raise.
 
@@ -333,12 +333,30 @@ def stream_rows(
             ray.cancel(stream, force=True)
 
 
+@dataclass(frozen=True)
+class Pooled:
+    """A dataset, and what has to be ended with it.
+
+    Not left to references that go out of scope: a dataset's are freed by the garbage collector at
+    some time, and until then a pool would hold the machines that the next one waits for.
+    """
+
+    dataset: Any
+    close: Callable[[], None]
+
+
 def _run_dataset(build: Callable[[list[Any]], Any], rows: list[Any]) -> Iterator[list[Any]]:
     configure_data()
-    for batch in build(rows).iter_batches(
-        batch_size=None, prefetch_batches=0, batch_format="pandas"
-    ):
-        yield batch.to_dict("records")
+    built = build(rows)
+    dataset = built.dataset if isinstance(built, Pooled) else built
+    try:
+        for batch in dataset.iter_batches(
+            batch_size=None, prefetch_batches=0, batch_format="pandas"
+        ):
+            yield batch.to_dict("records")
+    finally:
+        if isinstance(built, Pooled):
+            built.close()
 
 
 def connect() -> None:

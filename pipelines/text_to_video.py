@@ -34,11 +34,12 @@ from pipelines.ledger import Ledger, Record, sample_id
 from pipelines.media_cache import MediaCache
 from pipelines.outcomes import Row, fail_row, failure_record, unsampled_id
 from pipelines.plan import RunPlan, measured_requests, plan_run
-from pipelines.pool import PoolPlan, start_broker
+from pipelines.pool import PoolPlan, end_broker, start_broker
 from pipelines.progress import BoardView
 from pipelines.resources import (
     MAX_ATTEMPTS,
     ClusterShape,
+    Pooled,
     apply_stage,
     drive_args,
     keep_out_of_budget,
@@ -258,8 +259,8 @@ def _inputs_dataset(rows: list[Row], *, graph: Graph) -> Any:
     return apply_stage(one_row_a_block(rows), load_inputs, args, **stage)
 
 
-def _drive_dataset(rows: list[Row], *, graph: Graph, board: Any) -> Any:
-    """A dataset that drives rows over a pool; the pool ends with the process that calls this."""
+def _drive_dataset(rows: list[Row], *, graph: Graph, board: Any) -> Pooled:
+    """A dataset that drives rows over a pool, which ends with it."""
     setup = WorkerSetup(
         profile=graph.profile,
         device=graph.shape.device,
@@ -277,7 +278,7 @@ def _drive_dataset(rows: list[Row], *, graph: Graph, board: Any) -> Any:
     )
     keep_out_of_budget(resources, graph.num_workers)
     numbered = [{**row, "order": number} for number, row in enumerate(rows)]
-    return apply_stage(
+    dataset = apply_stage(
         one_row_a_block(numbered),
         DriveRows,
         drive_args(graph.num_workers, len(rows)),
@@ -287,6 +288,7 @@ def _drive_dataset(rows: list[Row], *, graph: Graph, board: Any) -> Any:
         num_workers=graph.num_workers,
         settings=graph.conducting,
     )
+    return Pooled(dataset, functools.partial(end_broker, broker))
 
 
 class DriveRows:
