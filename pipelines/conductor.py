@@ -307,6 +307,9 @@ class Conductor:
                 front.give_back(sent.what)
             self._note_death(sent.what, sent.lease, lost)
             return
+        except Exception:  # the row's fault: the worker is free again
+            self._broker.hand_back.remote(sent.lease)
+            raise
         self._broker.hand_back.remote(sent.lease)
         if isinstance(sent.what, int):
             self._add_seconds("decode", seconds)

@@ -101,6 +101,8 @@ class PoolView:
     num_wanted: int
     num_wishes: int
     num_lost: int
+    num_held: int
+    """Leases that have not been handed back."""
     leases: int
     parts_made: int
     parts_found: int
@@ -212,6 +214,7 @@ class Broker:
             num_wanted=len(self._workers),
             num_wishes=len(self._wishes),
             num_lost=self._num_lost,
+            num_held=sum(len(worker.held) for worker in self._workers.values()),
             leases=self._num_leases,
             parts_made=self._parts.num_made,
             parts_found=self._parts.num_found,
@@ -344,7 +347,9 @@ class _SharedParts:
             making = self._making[key]
             try:
                 await asyncio.wait_for(making.wait(), CLAIM_S)
-            except TimeoutError:  # lost, most likely
+            except (
+                asyncio.TimeoutError
+            ):  # lost, most likely; not the built-in one before Python 3.11
                 if self._making.get(key) is making:
                     del self._making[key]
         if key in self._kept:

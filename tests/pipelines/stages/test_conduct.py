@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from musev.config import FirstFrameConfig, SamplingConfig
 from pipelines.conductor import PoolLostError
+from pipelines.pool import FORGOTTEN_S
 from pipelines.resources import MAX_ATTEMPTS
 from pipelines.stages.conduct import is_long
 from tests.pipelines.conducting import conducted, long_request
@@ -33,11 +35,17 @@ def test_a_clip_is_long_when_it_has_two_windows() -> None:
 
 
 def test_failures_carry_their_reason_and_attempts_are_limited(folder: Path) -> None:
+    import ray
+
     run = conducted(folder, long_request(prompt="!raise"), colour_engine, workers=(1, 1))
     for number in range(1, MAX_ATTEMPTS + 1):
         row, _ = run.run()
         assert (row["status"], row["error_stage"], row["attempts"]) == ("failed", "conduct", number)
         assert "no such thing" in row["error_message"]
+        deadline = time.monotonic() + FORGOTTEN_S / 2  # handed back, and not found forgotten
+        while ray.get(run.broker.view.remote()).num_held:
+            assert time.monotonic() < deadline, "the worker is not free for the next row"
+            time.sleep(0.05)
     row, _ = run.run()
     assert row["status"] == "quarantined"
     assert "video_path" not in row
