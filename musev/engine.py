@@ -23,7 +23,6 @@ from musev.config import ClipRequest, EncoderConfig
 from musev.control.clip_control import open_control
 from musev.denoise.conditioning import Denoiser
 from musev.media import VideoInfo, write_segment
-from musev.models.attachments import FramePositions
 from musev.models.bundle import ModelBundle
 from musev.models.trees import map_tensors
 from musev.parts import PartStore
@@ -34,9 +33,10 @@ from musev.render import (
     encode_conditions,
     facts_of,
     fit_media,
+    make_denoiser,
     render_clip,
 )
-from musev.window_denoiser import CarefulDenoiser, ClipConditions
+from musev.window_denoiser import ClipConditions
 
 
 class ClipEngine:
@@ -57,7 +57,7 @@ class ClipEngine:
 
     @property
     def wire_dtype(self) -> torch.dtype:
-        """Precision of latents and estimates between processes: nothing is lost in it."""
+        """Precision of the networks: in it nothing of an estimate is lost on its way."""
         return self._bundle.dtype
 
     def render(
@@ -116,12 +116,7 @@ class ClipEngine:
         device, dtype = self._bundle.device, self.wire_dtype
         here = map_tensors(lambda tensor: tensor.to(device), conditions)
         with open_control(self._bundle, request, video) as control:
-            estimate = CarefulDenoiser(
-                self._bundle.unet,
-                here,
-                always=(FramePositions(motion_speed=request.sampling.motion_speed),),
-                control=control,
-            )
+            estimate = make_denoiser(self._bundle, request, here, control)
 
             @torch.inference_mode()
             def denoise(noisy_BCFHW: Tensor, timestep: float, window: tuple[int, ...]) -> Tensor:

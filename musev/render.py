@@ -318,17 +318,23 @@ def denoise_request(
     front = open_front(request, facts)
     generated_BCTHW = drive_front(
         front,
-        CarefulDenoiser(
-            bundle.unet,
-            conditions,
-            always=(FramePositions(motion_speed=request.sampling.motion_speed),),
-            control=control,
-        ),
+        make_denoiser(bundle, request, conditions, control),
         on_step=_report_steps(on_progress, front.num_steps),
     )
     if facts.given_BCTHW is None:
         return generated_BCTHW
     return torch.cat([facts.given_BCTHW, generated_BCTHW], dim=2)
+
+
+def make_denoiser(
+    bundle: ModelBundle,
+    request: ClipRequest,
+    conditions: ClipConditions,
+    control: ClipControl | None,
+) -> CarefulDenoiser:
+    """Make what estimates the windows of a clip; ``conditions`` lie on the bundle's device."""
+    always = (FramePositions(motion_speed=request.sampling.motion_speed),)
+    return CarefulDenoiser(bundle.unet, conditions, always=always, control=control)
 
 
 def facts_of(bundle: ModelBundle, request: ClipRequest, conditions: ClipConditions) -> ClipFacts:

@@ -84,7 +84,7 @@ class ClipStore:
 
     def segment_name(self, number: int) -> str:
         """Path of a segment below the output URL."""
-        return f"work/{self._sample_id}/{_SEGMENTS}/{number:06d}.mp4"
+        return f"work/{self._sample_id}/{_SEGMENTS}/{_segment(number)}"
 
     def segments(self) -> set[int]:
         """Numbers of the segments that are stored."""
@@ -92,7 +92,7 @@ class ClipStore:
 
     def fetch_segment(self, number: int, target: Path) -> None:
         """Copy a segment to a local file."""
-        self._ledger.store.fetch(self.segment_name(number), target)
+        self._ledger.fetch_work(self._sample_id, _SEGMENTS, _segment(number), target)
 
     def _read(self, index: str) -> tuple[Snapshot, list[str]]:
         tensors = load_tensors(self._get(index))
@@ -121,6 +121,10 @@ class ClipStore:
             self._ledger.store.delete([f"work/{self._sample_id}/{_FOLDER}/{name}"])
         except StorageError as error:  # one object too many; it goes when the row is settled
             logger.warning("checkpoint part %s stays for now: %s", name, error)
+
+
+def _segment(number: int) -> str:
+    return f"{number:06d}.mp4"
 
 
 def _range_name(first: int, stop: int, step: int) -> str:

@@ -77,6 +77,18 @@ class Graph:
     conducting: dict[str, Any] = field(default_factory=dict)
     """Changes to :class:`pipelines.conductor.ConductorConfig`."""
 
+    def worker_setup(self, *, shares_parts: bool = False) -> WorkerSetup:
+        """Tell a worker of the pool what it needs to know."""
+        return WorkerSetup(
+            profile=self.profile,
+            device=self.shape.device,
+            ledger=self.ledger,
+            cache=self.cache,
+            model_digests=self.model_digests,
+            load_engine=self.load_engine,
+            shares_parts=shares_parts,
+        )
+
     def name_sample(self, request: ClipRequest, media_digests: Mapping[str, str]) -> str:
         """Name a request's video by everything that decides its bytes."""
         return sample_id(
@@ -261,15 +273,7 @@ def _inputs_dataset(rows: list[Row], *, graph: Graph) -> Any:
 
 def _drive_dataset(rows: list[Row], *, graph: Graph, board: Any) -> Pooled:
     """A dataset that drives rows over a pool, which ends with it."""
-    setup = WorkerSetup(
-        profile=graph.profile,
-        device=graph.shape.device,
-        ledger=graph.ledger,
-        cache=graph.cache,
-        model_digests=graph.model_digests,
-        load_engine=graph.load_engine,
-        shares_parts=_share_media(rows),
-    )
+    setup = graph.worker_setup(shares_parts=_share_media(rows))
     resources = worker_resources(graph.shape, graph.num_workers)
     least = graph.num_workers if graph.least_workers is None else graph.least_workers
     broker = start_broker(

@@ -18,7 +18,6 @@ from musev.clip_front import open_front
 from musev.config import ClipRequest, EncoderConfig, Profile, SamplingConfig, WindowConfig
 from musev.denoise.loop import drive_front
 from musev.media import join_segments
-from pipelines.clip_worker import WorkerSetup
 from pipelines.engines import Engine
 from pipelines.outcomes import Row
 from pipelines.pool import PoolPlan, start_broker
@@ -141,14 +140,7 @@ def conducted(
     import ray
 
     wired = graph(folder, profile=PROFILE, load_engine=engine)
-    setup = WorkerSetup(
-        profile=PROFILE,
-        device="cpu",
-        ledger=wired.ledger,
-        cache=wired.cache,
-        model_digests={},
-        load_engine=engine,
-    )
+    setup = wired.worker_setup()
     board = ray.remote(Board).options(num_cpus=0).remote()
     make = partial(_make_worker, setup=setup, board=board, resources={"num_cpus": 0.01})
     broker = start_broker(PoolPlan(least=workers[0], most=workers[1]), make)

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from pipelines.clip_driver import DriveClips
-from pipelines.clip_worker import WorkerSetup
 from pipelines.conductor import PoolLostError
 from pipelines.pool import PoolPlan, start_broker
 from pipelines.progress import Board
@@ -19,7 +18,7 @@ from pipelines.rows import request_to_json
 from pipelines.stages.load_inputs import load_inputs
 from pipelines.text_to_video import _make_worker
 from tests.pipelines.conducting import PROFILE, long_request
-from tests.pipelines.stand_ins import colour_engine, graph, request
+from tests.pipelines.stand_ins import graph, request
 from tests.real_ray import local_ray
 
 pytestmark = pytest.mark.timeout(240)
@@ -35,14 +34,7 @@ def test_short_and_long_rows_share_one_worker_and_all_are_committed(folder: Path
     import ray
 
     wired = graph(folder, profile=PROFILE)
-    setup = WorkerSetup(
-        profile=PROFILE,
-        device="cpu",
-        ledger=wired.ledger,
-        cache=wired.cache,
-        model_digests={},
-        load_engine=colour_engine,
-    )
+    setup = wired.worker_setup()
     board = ray.remote(Board).options(num_cpus=0).remote()
     broker = start_broker(
         PoolPlan(least=1, most=1),

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from musev.media import probe_video
-from pipelines.clip_worker import OPEN_CLIPS, ClipWorker, SharedParts, WorkerSetup
+from pipelines.clip_worker import OPEN_CLIPS, ClipWorker, SharedParts
 from pipelines.pool import PoolPlan, start_broker
 from pipelines.progress import Board
 from pipelines.rows import request_to_json
 from pipelines.stages.load_inputs import load_inputs
 from pipelines.wire import pack, unpack
 from tests.pipelines.conducting import PROFILE, long_request
-from tests.pipelines.stand_ins import colour_engine, graph, picture
+from tests.pipelines.stand_ins import graph, picture
 from tests.real_ray import local_ray
 
 pytestmark = pytest.mark.timeout(240)
@@ -40,14 +40,7 @@ def make(folder: Path) -> tuple[Any, Any]:
     import ray
 
     wired = graph(folder, profile=PROFILE)
-    setup = WorkerSetup(
-        profile=PROFILE,
-        device="cpu",
-        ledger=wired.ledger,
-        cache=wired.cache,
-        model_digests={},
-        load_engine=colour_engine,
-    )
+    setup = wired.worker_setup()
     board = ray.remote(Board).options(num_cpus=0).remote()
     return ray.remote(Watched).options(num_cpus=0.01).remote(setup, board), wired
 
