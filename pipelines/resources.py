@@ -139,8 +139,7 @@ def worker_resources(shape: ClusterShape, num_workers: int) -> dict[str, float]:
     """
     if shape.device == "cuda":
         return {"num_gpus": 1, "num_cpus": 0}
-    share = (shape.num_cpus - 2 * _STAGE_CPUS) / num_workers
-    return {"num_cpus": max(0.01, int(min(1.0, share) * 100) / 100)}
+    return {"num_cpus": _cpu_share(shape.num_cpus - 2 * _STAGE_CPUS, num_workers)}
 
 
 def keep_out_of_budget(resources: Mapping[str, float], num_workers: int) -> None:
@@ -229,8 +228,12 @@ def shard_args(
     }
     if networks and shape.device == "cuda":
         return {**args, "num_gpus": 1}
-    share = (shape.num_cpus - _STAGE_CPUS) / num_workers
-    return {**args, "num_cpus": max(0.01, int(min(1.0, share) * 100) / 100)}
+    return {**args, "num_cpus": _cpu_share(shape.num_cpus - _STAGE_CPUS, num_workers)}
+
+
+def _cpu_share(num_cpus: float, num_workers: int) -> float:
+    """What each of some workers may ask for, at most a CPU: rounded down, so that all fit."""
+    return max(0.01, int(min(1.0, num_cpus / num_workers) * 100) / 100)
 
 
 def apply_stage(dataset: Any, stage: Any, args: dict[str, Any], **constructor: Any) -> Any:
