@@ -77,6 +77,14 @@ class Wish:
     """Whether the task is short enough to wait in a worker's hands behind another such task."""
 
 
+class _Held(NamedTuple):
+    """A lease that has not been handed back."""
+
+    queues: bool
+    """Whether its task lets another one wait behind it."""
+    since: float
+
+
 @dataclass
 class _Worker:
     """One place in the pool."""
@@ -85,8 +93,8 @@ class _Worker:
     handle: Any = None
     life: int = 0
     up: bool = False
-    held: dict[int, bool] = field(default_factory=dict)
-    """Number of each lease: whether its task lets another one wait behind it."""
+    held: dict[int, _Held] = field(default_factory=dict)
+    """By number of the lease."""
     since: float = 0.0
     """When it was last given something or became free."""
     asked: bool = False
@@ -235,8 +243,8 @@ class Broker:
             if worker is None:
                 continue  # withdrawn
             self._num_leases += 1
-            worker.held[self._num_leases] = wish.queues
             worker.since = time.monotonic()
+            worker.held[self._num_leases] = _Held(wish.queues, worker.since)
             future.set_result(Lease(worker.handle, worker.name, worker.life, self._num_leases))
 
     def _choose(self, wish: Wish) -> _Worker | None:
@@ -245,7 +253,9 @@ class Broker:
         if not free and wish.queues and len(self._wishes) > len(up):
             # A second task ahead of time, but only while the queue is longer than the pool: near
             # the end it would wait behind a slow worker while others idle (DESIGN.md 3).
-            free = [worker for worker in up if list(worker.held.values()) == [True]]
+            free = [
+                worker for worker in up if [one.queues for one in worker.held.values()] == [True]
+            ]
         return min(free, key=lambda worker: worker.since, default=None)
 
     def _add_worker(self) -> None:
@@ -292,15 +302,15 @@ class Broker:
                 if idle and not self._wishes and len(self._workers) > self._plan.least:
                     del self._workers[worker.name]
                     _kill(worker.handle)
-                elif worker.held and now - worker.since > FORGOTTEN_S and not worker.asked:
+                old = [n for n, one in worker.held.items() if now - one.since > FORGOTTEN_S]
+                if old and not worker.asked:
                     worker.asked = True
-                    self._spawn(self._find_forgotten(worker, worker.life))
+                    self._spawn(self._find_forgotten(worker, worker.life, set(old)))
 
-    async def _find_forgotten(self, worker: _Worker, life: int) -> None:
-        """Free leases whose holder died: a worker that answers a greeting has nothing in hand."""
+    async def _find_forgotten(self, worker: _Worker, life: int, held: set[int]) -> None:
+        """Free leases whose holder died: a worker that answers a greeting has their tasks done."""
         import ray
 
-        held = set(worker.held)
         try:
             await worker.handle.hello.remote()  # waits behind the tasks it has
             await asyncio.sleep(FORGOTTEN_S / 3)  # for what is on its way

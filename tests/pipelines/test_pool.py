@@ -187,28 +187,51 @@ def test_an_abandoned_task_gives_its_worker_back_when_it_ends() -> None:
     assert lease(broker).number == held.number + 1
 
 
+class HastyBroker(pool.Broker):
+    """Looks after leases at once."""
+
+    async def start(self) -> None:
+        pool.FORGOTTEN_S = 1.0
+        await super().start()
+
+
+def start_hasty() -> Any:
+    import ray
+
+    options = {"num_cpus": 0, "max_concurrency": 100}
+    plan = PoolPlan(least=1, most=1)
+    broker = ray.remote(HastyBroker).options(**options).remote(plan, make_helper)
+    ray.get(broker.start.remote())
+    return broker
+
+
 def test_a_forgotten_lease_is_found() -> None:
     import ray
 
-    class Hasty(pool.Broker):
-        """Looks after leases at once."""
-
-        async def start(self) -> None:
-            pool.FORGOTTEN_S = 1.0
-            await super().start()
-
-    broker = (
-        ray.remote(Hasty)
-        .options(num_cpus=0, max_concurrency=100)
-        .remote(PoolPlan(least=1, most=1), make_helper)
-    )
-    ray.get(broker.start.remote())
+    broker = start_hasty()
     held = lease(broker)
     busy = held.worker.nap.remote(4.0)
     waiting = broker.lease.remote(Wish(order=(0, 0)))
     assert not ray.wait([waiting], timeout=2.0)[0], "its task still runs"
     ray.get(busy)
     assert ray.get(waiting).number == held.number + 1
+
+
+def test_a_lease_forgotten_on_a_busy_worker_is_found_too() -> None:
+    import ray
+
+    broker = start_hasty()
+    lease(broker, queues=True)  # and its holder is gone
+    wishes = [broker.lease.remote(Wish(order=(0, 0), queues=True))]
+    for number in range(1, 60):  # one waits, one is done beside the forgotten lease, and so on
+        wishes.append(broker.lease.remote(Wish(order=(0, number), queues=True)))
+        ready, wishes = ray.wait(wishes, num_returns=1)
+        done = ray.get(ready[0])
+        ray.get(done.worker.nap.remote(0.2))
+        ray.get(broker.hand_back.remote(done))
+        if view(broker).num_wishes == 0:
+            return  # the one that waited has its turn: the place of the forgotten one is free
+    pytest.fail("the lease was not found")
 
 
 def test_a_shared_part_is_computed_by_who_asks_first() -> None:
