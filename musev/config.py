@@ -21,6 +21,8 @@ SolverName = Literal["euler", "euler_ancestral", "ddim", "ddpm", "lcm", "dpmpp"]
 NoiseKind = Literal["counter", "upstream_random", "upstream_video_fusion"]
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
 Precision = Literal["float32", "bfloat16", "float16"]
+PoseEngineName = Literal["embedded", "mmpose", "controlnet_aux"]
+Align = Literal["auto", "always", "never"]
 
 
 def _check(ok: bool, message: str) -> None:
@@ -227,6 +229,59 @@ class WeightsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ControlConfig:
+    """How driving videos become control maps; the table of names is in docs/control.md."""
+
+    pose_engine: PoseEngineName = "embedded"
+    """Finds people for every pose name; ``embedded`` needs no download."""
+    weights: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Name to a folder, ``hf://`` or ``s3://`` URL that holds weights files: ``annotators`` for all
+    detectors, or a control or pose engine name for that one alone."""
+    resolution: int | None = None
+    """Short side at which detectors look, in pixels; None: that of the frame, as upstream."""
+    min_confidence: float = 0.3
+    """Keypoints below it are not drawn (the original's threshold for DWPose)."""
+    smoothing: float = 0.0
+    """Share of the previous frame's keypoints kept in the next; 0 is off."""
+    max_gap_frames: int = 0
+    """Keypoints missing for at most so many frames are interpolated; 0 is off."""
+    align: Align = "auto"
+    """Whether poses are moved onto the person in the portrait; ``auto``: where they differ."""
+    canny_low: float = 100.0
+    canny_high: float = 200.0
+    seed: int = 0
+    """Decides the warp of ``content`` and the colours of ``sam``."""
+
+    def __post_init__(self) -> None:
+        _check_literals(self)
+        for name in self.weights:
+            _check(
+                name.isidentifier(),
+                f"a name in control.weights is letters, digits and underscores, got {name!r}",
+            )
+        _check(
+            self.resolution is None or self.resolution >= 64,
+            f"control resolution must be at least 64, got {self.resolution}",
+        )
+        _check(
+            0 <= self.min_confidence <= 1,
+            f"control min_confidence must be in [0, 1], got {self.min_confidence}",
+        )
+        _check(
+            0 <= self.smoothing < 1, f"control smoothing must be in [0, 1), got {self.smoothing}"
+        )
+        _check(
+            self.max_gap_frames >= 0,
+            f"control max_gap_frames must not be negative: {self.max_gap_frames}",
+        )
+        _check(
+            0 <= self.canny_low <= self.canny_high,
+            f"canny thresholds must satisfy 0 <= low <= high, got {self.canny_low} and "
+            f"{self.canny_high}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Profile:
     """A named config for a run: the values a row takes where it says nothing itself."""
 
@@ -234,6 +289,7 @@ class Profile:
     weights: WeightsConfig
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    control: ControlConfig = field(default_factory=ControlConfig)
     precision: Precision = "float32"
     width: int = 512
     height: int = 512

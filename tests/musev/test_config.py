@@ -10,6 +10,7 @@ import pytest
 
 from musev.config import (
     ClipRequest,
+    ControlConfig,
     EncoderConfig,
     GuidanceConfig,
     Profile,
@@ -67,6 +68,14 @@ BAD: list[tuple[type, dict[str, Any], str]] = [
     (WeightsConfig, {"t2i": "x"}, "needs both weights.t2i and weights.motion"),
     (WeightsConfig, {"random_seed": 0, "motion_name": "m"}, "motion_name must be one of musev"),
     (WeightsConfig, {"random_seed": 0, "controlnets": {"a/b": "x"}}, "underscores, got 'a/b'"),
+    (ControlConfig, {"pose_engine": "openpose"}, "pose_engine must be one of embedded, mmpose"),
+    (ControlConfig, {"weights": {"a/b": "x"}}, "underscores, got 'a/b'"),
+    (ControlConfig, {"resolution": 32}, "resolution must be at least 64, got 32"),
+    (ControlConfig, {"min_confidence": 1.5}, r"min_confidence must be in \[0, 1\], got 1.5"),
+    (ControlConfig, {"smoothing": 1.0}, r"smoothing must be in \[0, 1\), got 1.0"),
+    (ControlConfig, {"max_gap_frames": -1}, "max_gap_frames must not be negative: -1"),
+    (ControlConfig, {"align": "yes"}, "align must be one of auto, always, never; got 'yes'"),
+    (ControlConfig, {"canny_low": 300.0}, "0 <= low <= high, got 300.0 and 200.0"),
     (Profile, {"name": "p", "weights": SEEDED, "precision": "float8"}, "precision must be one of"),
 ]
 
@@ -114,13 +123,16 @@ def test_to_plain_is_nested_plain_values() -> None:
         ("fps", "23.976", 23.976),
         ("negative_prompt", "none", "none"),
         ("width", 256, 256),
+        ("control.canny_low", "50", 50.0),
+        ("control.resolution", "256", 256),
+        ("control.weights.annotators", "hf://a/b", "hf://a/b"),
     ],
 )
 def test_text_is_converted_to_the_settings_type(key: str, text: Any, value: Any) -> None:
     changed = replace_setting(PROFILE, key, text)
     found: Any = changed
     for part in key.split("."):
-        found = getattr(found, part)
+        found = found[part] if isinstance(found, dict) else getattr(found, part)
     assert found == value
     assert type(found) is type(value)
     assert PROFILE == Profile(name="p", weights=SEEDED)
