@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from musev.errors import ManifestError, RequestError
+from musev.negative_prompts import NEGATIVE_PROMPTS
 from pipelines.checks import parse_cell, shorten
 from pipelines.prompt_templates import fill_prompt
 from pipelines.rows import MANIFEST_COLUMNS, WHOLE_ROW, BadCell, canonical_json
@@ -41,23 +42,6 @@ _CONSUMED = {
     "condition_images_index",
 }
 _TASK_KEYS = {*_RENAMED, *MANIFEST_COLUMNS, *_CONSUMED}
-
-# Upstream configs/model/negative_prompt.py (goldens functions/configs.json). V2 to V4 begin with
-# textual-inversion tokens, whose embeddings are not loaded here; V5 is V2 without them.
-_V1 = (
-    "nsfw, lowres, bad anatomy, bad hands, text, error, missing fingers, extra digit, "
-    "fewer digits, cropped, worst quality, low quality, normal quality, jpeg artifacts, signature, "
-    "watermark, username, blurry, tail, watermarks"
-)
-_V5 = (
-    "(((multiple heads))), (((bad body))), (((two people))), ((extra arms)), ((deformed body)), "
-    "(((sexy))), paintings,(((two heads))), ((big head)),sketches, (worst quality:2), "
-    "(low quality:2), (normal quality:2), lowres, ((monochrome)), ((grayscale)), skin spots, "
-    "acnes, skin blemishes, age spot, glans, (((nsfw))), nipples, extra fingers, (extra legs), "
-    "(long neck), mutated hands, (fused fingers), (too many fingers)"
-)
-NEGATIVE_PROMPTS = {"Empty": "", "V1": _V1, "V5": _V5}
-_NEED_EMBEDDINGS = ("V2", "V3", "V4")
 
 
 def read_tasks(text: str, where: str) -> list[dict[str, Any]]:
@@ -156,7 +140,8 @@ def fill_templates(task: Task) -> list[Task]:
     written = task.get("prompt")
     if not isinstance(written, str):
         return [dict(task)]
-    prompts = fill_prompt(written, task, preset=task.get("template_name"))
+    name = str(task.get("name", ""))
+    prompts = fill_prompt(written, task, preset=task.get("template_name"), name=name)
     return [{**task, "prompt": prompt, "origin_prompt": written} for prompt in prompts]
 
 
@@ -223,12 +208,6 @@ def _negative_prompt(task: Task) -> dict[str, Any]:
         given = task.get("negative_prompt")
     if given is None:
         return {}
-    if given in _NEED_EMBEDDINGS:
-        reason = (
-            f"table entry {given!r} needs textual-inversion embeddings, which are not supported. "
-            "Use V5 (V2 without them), V1, Empty, or write the words out."
-        )
-        return {"negative_prompt": BadCell(reason)}
     return {
         "negative_prompt": NEGATIVE_PROMPTS.get(given, given) if isinstance(given, str) else given
     }

@@ -1,11 +1,13 @@
 """Prompts with ``{attribute}`` slots, filled from a task's other keys as the original fills them.
 
-Attributes whose value the original picks at random, or reads from tables that are not part of this
-project, are refused by name: the same manifest must give the same clip.
+Where the original picks a word at random, the pick follows from the task's name: the same manifest
+must give the same clip.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,35 +23,54 @@ _PORTRAIT = (
     "age sex singing country lighting headwear eyes irises hair skin face smile expression clothes "
     "nose mouth beard necklace style keywords render"
 ).split()
-_RANDOM_IF_EMPTY = frozenset(
-    "env decoration festival spring_headwear spring_clothes animal".split()
-)
-# As recorded from the original (goldens functions/auto_prompt.json and tasks_custom.json).
+# What an empty attribute may become (upstream musev/auto_prompt/attributes/human.py).
+_IF_EMPTY = {
+    "env": ("east asian architecture", "fireworks", "snow, snowflakes", "snowing, snowflakes"),
+    "decoration": ("chinese knot", "flowers", "food", "lanterns", "red envelop"),
+    "festival": ("new year",),
+    "spring_headwear": ("rabbit ears", "rabbit ears, fur hat"),
+    "spring_clothes": (
+        "mittens,chinese clothes",
+        "mittens,fur trim",
+        "mittens,red scarf",
+        "mittens,winter clothes",
+    ),
+    "animal": ("rabbit", "holding rabbits"),
+}
+# The original's RenderMap (upstream musev/auto_prompt/attributes/render.py; three of the texts are
+# also in goldens functions/auto_prompt.json and tasks_custom.json).
 _RENDERS = {
     "Epic": "artstation, epic environment, highly detailed, 8k, HD",
     "HD": "8k, highly detailed",
+    "EpicHD": "hyper detailed, beautiful lighting, epic environment, octane render, cinematic, 8k",
     "Digital": "detailed illustration, crisp lines, digital art, 8k, trending on artstation",
+    "Unreal1": "artstation, concept art, smooth, sharp focus, illustration, unreal engine 5, 8k",
+    "Unreal2": "concept art, octane render, artstation, epic environment, highly detailed, 8k",
 }
-_NOT_HERE = frozenset({"EpicHD", "Unreal1", "Unreal2"})
+_MIN_FACE_SHARE = 0.02  # smaller faces are not spoken of (upstream InsightFace attribute)
+_FACE_WORDS = {"girl": "gorgeous, kawaii, colorful", "boy": "handsome, elegant"}
 
 _KEYWORD_TEMPLATE = re.compile(r"\{.+\}")
 _SLOT = re.compile(r"\{([^{}]*)\}")
 _COMMAS = re.compile(r"(?:, *)+")
 
 
-def fill_prompt(template: str, attributes: Mapping[str, Any], *, preset: str | None) -> list[str]:
+def fill_prompt(
+    template: str, attributes: Mapping[str, Any], *, preset: str | None, name: str = ""
+) -> list[str]:
     """Fill a prompt template; a prompt without slots comes back untouched.
 
     Args:
         template: Prompt with ``{attribute}`` slots anywhere, or one plain ``{}`` for the preset.
         attributes: The task's keys and values.
         preset: Name of the preset that ``{}`` stands for; only ``portrait`` exists.
+        name: The task's name; decides what is picked where the original picks at random.
 
     Returns:
         The prompts: one, or one for each value of ``render``.
 
     Raises:
-        RequestError: If an attribute is missing, or cannot be filled the same way twice.
+        RequestError: If an attribute is missing, or cannot be read.
 
     Source:
         Upstream auto_prompt; ALGORITHM.md section 15. Any filled prompt, and only a filled one, has
@@ -57,7 +78,7 @@ def fill_prompt(template: str, attributes: Mapping[str, Any], *, preset: str | N
     """
     if _KEYWORD_TEMPLATE.search(template):
         names = list(dict.fromkeys(_SLOT.findall(template)))
-        slots = {name: _phrases(name, attributes) for name in names}
+        slots = {slot: _phrases(slot, attributes, name) for slot in names}
     elif "{" not in template:
         return [template]
     elif preset != "portrait":
@@ -66,22 +87,23 @@ def fill_prompt(template: str, attributes: Mapping[str, Any], *, preset: str | N
             "Set template_name: portrait, or name the attribute inside the braces."
         )
     else:
-        slots = {"": _portrait(attributes)}
+        slots = {"": _portrait(attributes, name)}
     filled = [template]
-    for name, phrases in slots.items():
-        filled = [text.replace(f"{{{name}}}", phrase) for text in filled for phrase in phrases]
+    for slot, phrases in slots.items():
+        filled = [text.replace(f"{{{slot}}}", phrase) for text in filled for phrase in phrases]
     return [_COMMAS.sub(", ", text) for text in filled]
 
 
-def _portrait(attributes: Mapping[str, Any]) -> list[str]:
+def _portrait(attributes: Mapping[str, Any], task: str) -> list[str]:
     joined: list[list[str]] = [[]]
     for name in _PORTRAIT:
         if name in attributes:
-            joined = [[*done, text] for done in joined for text in _phrases(name, attributes)]
+            phrases = _phrases(name, attributes, task)
+            joined = [[*done, text] for done in joined for text in phrases]
     return [", ".join(text for text in parts if text) for parts in joined]
 
 
-def _phrases(name: str, attributes: Mapping[str, Any]) -> list[str]:
+def _phrases(name: str, attributes: Mapping[str, Any], task: str) -> list[str]:
     if not name.isidentifier():
         raise RequestError(
             f"template slot {{{name}}} is not the name of an attribute. "
@@ -92,11 +114,11 @@ def _phrases(name: str, attributes: Mapping[str, Any]) -> list[str]:
             f"the prompt names {{{name}}} but the task has no key {name!r}. Add it to the task."
         )
     value = attributes[name]
+    if name == "insight_face":
+        return [_people(value)]
     parts = [part.strip() for part in str(value).split(",")] if value is not None else [""]
-    if not any(parts) and name in _RANDOM_IF_EMPTY:
-        raise RequestError(
-            f"attribute {name!r} is empty, which asks for a random choice. Write one out."
-        )
+    if not any(parts) and name in _IF_EMPTY:
+        return [_pick(_IF_EMPTY[name], f"{task}:{name}")]
     special = _SPECIAL.get(name)
     if special is not None:
         return special(parts)
@@ -105,28 +127,51 @@ def _phrases(name: str, attributes: Mapping[str, Any]) -> list[str]:
     return [", ".join(parts)]
 
 
+def _pick(choices: tuple[str, ...], key: str) -> str:
+    """The same choice for the same key, on any machine."""
+    digest = hashlib.sha256(f"musev:attribute:{key}".encode()).digest()
+    return choices[int.from_bytes(digest[:8], "big") % len(choices)]
+
+
 def _age(parts: list[str]) -> list[str]:
     return [", ".join(f"{part}-year-old" if part else "" for part in parts)]
 
 
 def _render(parts: list[str]) -> list[str]:
-    for part in parts:
-        if part in _NOT_HERE:
-            raise RequestError(
-                f"render preset {part!r} of the original is not included. Write its words out."
-            )
     return [_RENDERS.get(part, part) for part in parts]
 
 
-def _insight_face(parts: list[str]) -> list[str]:
-    raise RequestError(
-        "attribute 'insight_face' (faces found by a detector) is not supported. "
-        "Describe the people in the prompt."
-    )
+def _people(value: Any) -> str:
+    """Words for the faces that a detector found; they are given as JSON.
+
+    Source:
+        Upstream InsightFace attribute; goldens functions/auto_prompt.json.
+    """
+    if value in (None, ""):
+        return ""
+    try:
+        found = json.loads(value) if isinstance(value, str) else value
+        whole_body = found["image_type"] == "body"
+        least = 0 if whole_body else _MIN_FACE_SHARE
+        faces = [face for face in found["info"] if face.get("ratio", 1) >= least]
+        sexes = [] if whole_body else ["boy" if face["gender"] else "girl" for face in faces]
+        dark = ["african, dark skin"] if any(face.get("black") for face in faces) else []
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise RequestError(
+            "insight_face must be JSON such as "
+            '{"image_type": "face", "info": [{"ratio": 0.5, "gender": 0}]}. '
+            "Write it so, or describe the people in the prompt."
+        ) from None
+    if whole_body:
+        return "".join(dark)
+    if not faces:
+        return ""
+    counts = [f"{n}{sex}{'s' * (n > 1)}" for sex in _FACE_WORDS if (n := sexes.count(sex))]
+    focus = [] if "girl" in sexes else ["male focus"]
+    looks = [_FACE_WORDS[sex] for sex in dict.fromkeys(sexes)]
+    solo = ["solo"] if len(faces) == 1 else []
+    closing = ["delicate face", "beautiful eyes"]
+    return ", ".join([*dark, *counts, *focus, *looks, *closing, *solo])
 
 
-_SPECIAL: dict[str, Callable[[list[str]], list[str]]] = {
-    "age": _age,
-    "render": _render,
-    "insight_face": _insight_face,
-}
+_SPECIAL: dict[str, Callable[[list[str]], list[str]]] = {"age": _age, "render": _render}

@@ -17,6 +17,7 @@ from PIL import Image
 
 from musev.config import ClipRequest, Profile, SamplingConfig
 from musev.errors import ConfigError, MediaError, MusevError, RequestError
+from musev.negative_prompts import missing_tokens
 from musev.registry import get_profile
 from musev.weights import controlnet_names
 from pipelines.checks import check_value, media_uri, nearest_hint, shorten
@@ -114,6 +115,7 @@ class _Resolver:
         given = self._checked(raw)
         profile = self._profile(given.get("profile"))
         self._check_complete(given, profile)
+        self._check_tokens(given, profile)
         width, height = self._size(given, profile)
         return ClipRequest(
             request_id=given["request_id"],
@@ -190,6 +192,17 @@ class _Resolver:
                 "must be at least 2 with a condition_image, which is frame 0 itself. "
                 "Ask for 2 frames or more.",
             )
+
+    def _check_tokens(self, given: Mapping[str, Any], profile: Profile) -> None:
+        held = getattr(profile.weights, "embeddings", ())
+        for column in ("prompt", "negative_prompt"):
+            if missing := missing_tokens(given.get(column, ""), held):
+                raise _bad(
+                    column,
+                    f"names {', '.join(missing)}, of which profile {profile.name!r} holds no "
+                    f"embedding. Give the file with --set weights.embeddings.{missing[0]}=FILE, or "
+                    "take the word out (negative prompt V5 is V2 without such words).",
+                )
 
     def _control(self, given: Mapping[str, Any]) -> dict[str, Any]:
         names, scales = given.get("control") or [], given.get("control_scale") or []

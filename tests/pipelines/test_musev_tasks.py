@@ -6,9 +6,9 @@ import pytest
 
 from musev.config import replace_setting
 from musev.errors import ManifestError
+from musev.negative_prompts import NEGATIVE_PROMPTS
 from musev.registry import get_profile
 from pipelines.musev_tasks import (
-    NEGATIVE_PROMPTS,
     expand_sweeps,
     fill_templates,
     load_tasks,
@@ -58,12 +58,6 @@ def test_prompts_of_the_original_example(name: str) -> None:
     written["prompt"] = written.pop("origin_prompt")
     (filled,) = fill_templates(written)
     assert filled["prompt"] == task["prompt"]
-
-
-@pytest.mark.parity
-@pytest.mark.parametrize("name", ["Empty", "V1", "V5"])
-def test_negative_prompt_table(name: str) -> None:
-    assert NEGATIVE_PROMPTS[name] == golden("configs.json")["negative_prompt"][name]["prompt"]
 
 
 def test_keys_become_columns() -> None:
@@ -136,7 +130,7 @@ def test_upstreams_rounding_holds_without_a_ratio() -> None:
         ("video_path: a.mp4", "video", "driving video"),
         ("video_is_middle: true", "video_is_control", "needs a video"),
         ("face_image: a.png", "face_image", "face branch"),
-        ("video_negative_prompt: V2", "negative_prompt", "textual-inversion"),
+        ("video_negative_prompt: V2", "negative_prompt", "weights.embeddings.badhandv4"),
         ("prompt: '{age}'", "prompt", "no key 'age'"),
         ("widht: 64", "widht", "'width'"),
         ("height: tall", "height", "whole number"),

@@ -9,7 +9,7 @@ from torch import Tensor
 from musev.errors import ShapeError
 from musev.models import tensor_ops
 from musev.models.blocks import sinusoid
-from tests.goldens import model_case, model_cases
+from tests.goldens import GOLDENS, load_tensors, model_case, model_cases, require_goldens
 
 
 def adain_conditioned(i: dict[str, Tensor], c: dict[str, Any]) -> Tensor:
@@ -124,3 +124,53 @@ def test_matched_frames_have_the_targets_statistics_exchanged() -> None:
 def test_position_grid_needs_a_multiple_of_four() -> None:
     with pytest.raises(ShapeError, match="multiple of 4"):
         tensor_ops.position_grid_2d(6, width=2, height=2)
+
+
+HELPERS = GOLDENS / "pipeline" / "functions" / "tensor_helpers.safetensors"
+HELPER_CALLS = {
+    "adain.out": lambda io: tensor_ops.match_statistics(io["adain.src"], io["adain.ref"]),
+    **{
+        f"align.{length}": lambda io, length=length: tensor_ops.repeat_to_length(
+            io["align.src"], length, dim=0
+        )
+        for length in (1, 2, 4, 5, 6)
+    },
+    **{
+        f"cat.{name}": lambda io, places=places: tensor_ops.concat_at_index(
+            io["cat.lat"],
+            torch.tensor([place for place in range(6) if place not in places]),
+            io["cat.cond"],
+            torch.tensor(places),
+            dim=2,
+        )
+        for name, places in (("i0_1", [0, 1]), ("i0_5", [0, 5]))
+    },
+    **{
+        f"fuse.ov{overlap}.w{weight}.s{skip}": lambda io, args=(overlap, weight, skip): (
+            tensor_ops.blend_overlap(
+                io["fuse.src"], io["fuse.dst"], overlap=args[0], weight=args[1], skip=args[2]
+            )
+        )
+        for overlap, weight, skip in ((1, 0.01, 1), (2, 0.1, 0))
+    },
+}
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", HELPER_CALLS)
+def test_helpers_of_the_pipelines_equal_the_originals(name: str) -> None:
+    require_goldens()
+    io = load_tensors(HELPERS)
+    assert torch.equal(HELPER_CALLS[name](io), io[name])
+
+
+@pytest.mark.parity
+def test_a_condition_frame_is_never_overwritten_by_a_frame() -> None:
+    """The original writes frames at 2..5 whatever the conditions' places: one of them is lost."""
+    require_goldens()
+    io = load_tensors(HELPERS)
+    cond, lat = io["cat.cond"], io["cat.lat"]
+    joined = HELPER_CALLS["cat.i0_5"](io)
+    assert torch.equal(joined[:, :, 5], cond[:, :, 1])
+    assert torch.equal(joined[:, :, 1:5], lat)
+    assert not torch.equal(io["cat.clobber"][:, :, 5], cond[:, :, 1])
