@@ -2,9 +2,12 @@
 
     python benchmarks/memory_length.py
     python benchmarks/memory_length.py --frames 100 1000 --steps 4 --json memory.json
+    python benchmarks/memory_length.py --job --frames 100 10000 --steps 4 --output out/long
 
 Each length has processes of its own. All is real but the networks: pool, worker, conductor,
-checkpoints, segments and their joining; latents are those of 512x512, frames are small. Peak RSS is
+checkpoints, segments and their joining; latents are those of 512x512, frames are small. With
+``--job`` the networks are real too: the job text_to_video runs as a user would start it, with the
+small weights at 96x96, and its processes are watched from outside. Peak RSS is
 the kernel's; it counts pages of Ray's object store that a process has touched, which all processes
 share and which stop growing with the store's size; "without store" leaves them out. Private memory
 leaves out libraries too that others use; like PSS it is the largest of samples. Ratios are against
@@ -22,8 +25,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,9 +45,11 @@ from musev.config import (
     ScheduleConfig,
     WeightsConfig,
 )
-from musev.media import write_segment
+from musev.media import encode_png, write_segment
+from musev.synthetic.portraits import draw_portrait
 from pipelines.clip_worker import ClipWorker, WorkerSetup
 from pipelines.ledger import Ledger
+from pipelines.manifest import write_manifest
 from pipelines.media_cache import MediaCache
 from pipelines.outcomes import READY
 from pipelines.pool import PoolPlan, start_broker
@@ -55,7 +60,11 @@ from pipelines.stages.conduct import ConductClip
 
 SIDE = 64
 """Latent rows and columns: a picture of 512x512."""
+JOB_SIDE = 96
+"""Picture rows and columns of a run with real networks."""
 KINDS = ("peak_rss", "rss_store", "rss_own", "pss", "private")
+Found = Iterable[tuple[str, int]]
+"""Processes to watch: what each is, and its id."""
 
 
 class LightEngine:
@@ -135,18 +144,23 @@ def add_own(memory: dict[str, int]) -> dict[str, int]:
     return {**memory, "rss_own": memory["peak_rss"] - memory["rss_store"]}
 
 
+def add_own_to_all(most: Mapping[str, dict[str, int]]) -> dict[str, dict[str, int]]:
+    """Do :func:`add_own` for every kind of process."""
+    return {who: add_own(memory) for who, memory in most.items()}
+
+
 class Watcher:
-    """Samples the memory of this process and of the workers, in a thread.
+    """Samples the memory of some processes, in a thread.
 
     Args:
-        notes: Folder with a file named after each worker's process.
+        find: Lists the processes that there are at the moment.
     """
 
-    def __init__(self, notes: Path) -> None:
-        self._notes = notes
+    def __init__(self, find: Callable[[], Found]) -> None:
+        self._find = find
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._sample)
-        self.most: dict[str, dict[str, int]] = {"driver": {}, "worker": {}}
+        self.most: dict[str, dict[str, int]] = {}
 
     def __enter__(self) -> Watcher:
         self._thread.start()
@@ -159,16 +173,43 @@ class Watcher:
     def _sample(self) -> None:
         while True:
             last = self._over.wait(0.5)
-            self._note("driver", os.getpid())
-            for note in self._notes.iterdir():
-                self._note("worker", int(note.name))
+            for who, pid in self._find():
+                self._note(who, pid)
             if last:
                 return
 
     def _note(self, who: str, pid: int) -> None:
-        most = self.most[who]
+        most = self.most.setdefault(who, {})
         for kind, value in read_memory(pid).items():
             most[kind] = max(most.get(kind, 0), value)
+
+
+def find_below(root: int) -> list[tuple[str, int]]:
+    """List the workers and the driving process of a job, by what they call themselves.
+
+    Args:
+        root: Process of the job; Ray's are below it.
+
+    Returns:
+        ``worker`` and ``driver`` processes, and the job's own as ``job``.
+    """
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            if entry.name.isdigit():
+                status = dict(line.split(":", 1) for line in (entry / "status").open())
+                children.setdefault(int(status["PPid"]), []).append(int(entry.name))
+    found, below = [("job", root)], [root]
+    while below:
+        pid = below.pop()
+        below += children.get(pid, [])
+        with suppress(OSError):
+            title = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+            if title.startswith("ray::ClipWorker"):
+                found.append(("worker", pid))
+            elif title.startswith("ray::") and "DriveRows" in title:
+                found.append(("driver", pid))
+    return found
 
 
 def run_clip(num_frames: int, *, workers: int, steps: int) -> dict[str, Any]:
@@ -197,7 +238,13 @@ def run_clip(num_frames: int, *, workers: int, steps: int) -> dict[str, Any]:
             tell=lambda name, stage, done, total: None,
         )
         started = time.monotonic()
-        with Watcher(folder / "workers") as watcher:
+        notes = folder / "workers"
+
+        def find() -> Found:
+            yield "driver", os.getpid()
+            yield from (("worker", int(note.name)) for note in notes.iterdir())
+
+        with Watcher(find) as watcher:
             outcome = conduct(_row(num_frames, steps))
         if outcome["status"] != READY:
             raise RuntimeError(f"{outcome['error_class']}: {outcome['error_message']}")
@@ -207,8 +254,39 @@ def run_clip(num_frames: int, *, workers: int, steps: int) -> dict[str, Any]:
             "checkpoints": outcome["tasks"]["checkpoints"],
             "frames_in_video": outcome["measured"].num_frames,
             "seconds": time.monotonic() - started,
-            **{who: add_own(most) for who, most in watcher.most.items()},
+            **add_own_to_all(watcher.most),
         }
+
+
+def run_job(num_frames: int, *, workers: int, steps: int, output: Path) -> dict[str, Any]:
+    """Render one video with the job of that name, in processes of its own, and measure."""
+    output.mkdir(parents=True, exist_ok=True)
+    portrait = output / "portrait.png"
+    portrait.write_bytes(encode_png(draw_portrait(3, width=JOB_SIDE, height=JOB_SIDE)))
+    request = {"request_id": "long", "prompt": "a person nods", "num_frames": num_frames, "seed": 1}
+    manifest = str(output / "manifest.parquet")
+    write_manifest([{**request, "condition_image": portrait.name}], manifest)
+    command = [sys.executable, "-m", "jobs.text_to_video", "--manifest", manifest]
+    command += ["--output", str(output), "--workers", str(workers)]
+    for name, value in (("width", JOB_SIDE), ("height", JOB_SIDE), ("sampling.num_steps", steps)):
+        command += ["--set", f"{name}={value}"]
+    started = time.monotonic()
+    with subprocess.Popen(command, cwd=Path(__file__).resolve().parents[1]) as job:
+        with Watcher(lambda: find_below(job.pid)) as watcher:
+            status = job.wait()
+    if status:
+        raise RuntimeError(f"the job ended with status {status}")
+    (record,) = Ledger(str(output)).committed().values()
+    return {
+        "frames": num_frames,
+        "tasks": record["tasks"]["tasks"],
+        "checkpoints": record["tasks"]["checkpoints"],
+        "frames_in_video": record["num_frames"],
+        "video": str(output / record["video"]),
+        "worker_seconds": record["stage_seconds"],
+        "seconds": time.monotonic() - started,
+        **add_own_to_all(watcher.most),
+    }
 
 
 def _maker(setup: WorkerSetup, board: Any) -> Callable[[Any], Any]:
@@ -251,12 +329,28 @@ def measure_apart(num_frames: int, options: argparse.Namespace) -> dict[str, Any
     return clip
 
 
+def run_jobs(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Render a video of every length; each goes to a folder of its own."""
+    with tempfile.TemporaryDirectory(prefix="musev-bench-") as scratch:
+        folder = (options.output or Path(scratch)).resolve()
+        return [
+            run_job(
+                frames,
+                workers=options.workers,
+                steps=options.steps,
+                output=folder / f"{frames}-frames",
+            )
+            for frames in options.frames
+        ]
+
+
 def compare(clips: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Memory of the longest clip over that of the shortest, by process and kind."""
     first, last = clips[0], clips[-1]
     return {
         who: {kind: last[who][kind] / max(1, first[who][kind]) for kind in KINDS}
-        for who in ("driver", "worker")
+        for who in ("driver", "worker", "job")
+        if who in first
     }
 
 
@@ -283,6 +377,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--alone", action="store_true", help="one length, in this process")
+    parser.add_argument("--job", action="store_true", help="real networks: the job itself")
+    parser.add_argument("--output", type=Path, help="where --job keeps its videos")
     options = parser.parse_args(arguments)
     load = [round(os.getloadavg()[0], 1)]
     if options.alone:
@@ -293,6 +389,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             clips = [run_clip(frames, workers=options.workers, steps=options.steps)]
         finally:
             ray.shutdown()
+    elif options.job:
+        clips = run_jobs(options)
     else:
         clips = [measure_apart(frames, options) for frames in options.frames]
     load.append(round(os.getloadavg()[0], 1))
