@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from musev.errors import ConfigError
+from musev.lora_choice import LoraChoice, LoraMerge
 
 Layout = Literal["musev", "upstream", "upstream_uniform", "rotating"]
 Blend = Literal["flat", "linear", "pyramid", "gaussian"]
@@ -105,20 +106,61 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FirstFrameConfig:
-    """Where frame 0 of a clip comes from when no condition image is given.
+    """Where frame 0 of a clip comes from when no condition image is given, or it is redrawn.
 
     ``drawn``: a single picture is generated from the text first, with the temporal layers off, and
     the clip goes on from it as from a given image. ``noise``: all frames are generated together.
-    Defaults are the original's ``--guidance_scale`` and ``--num_inference_steps``.
+    Defaults are the original's ``--guidance_scale``, ``--num_inference_steps`` and ``--strength``.
     """
 
     origin: Literal["drawn", "noise"] = "drawn"
     num_steps: int = 30
     guidance: GuidanceConfig = field(default_factory=lambda: GuidanceConfig(scale=7.5))
+    negative_prompt: str | None = None
+    """Of this picture alone; None: the clip's."""
+    strength: float = 0.8
+    """How much of a given picture a redraw makes anew: 0 nothing, 1 everything."""
+    with_reference: bool = True
+    """Whether this picture is shown the reference, and so on below."""
+    with_image_prompt: bool = True
+    with_face: bool = True
 
     def __post_init__(self) -> None:
         _check(1 <= self.num_steps <= 1000, f"steps must be in 1..1000, got {self.num_steps}")
+        _check(0 < self.strength <= 1, f"strength must be above 0 and at most 1: {self.strength}")
         _check_literals(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShotConfig:
+    """A video made shot after shot, each going on from the last frames of the one before.
+
+    The original's ``n_batch``. Without ``num_frames`` the whole video is one shot, whose windows
+    agree with each other at every step: better, and spread over a cluster. Shots are made one after
+    the other, so a video of several shots is one task of one worker.
+    """
+
+    num_frames: int | None = None
+    """Frames of a shot; None: all of the video's."""
+    carried_frames: int | None = None
+    """Last frames of a shot that condition the next one; None: as many as condition the first."""
+    fixed_condition: bool = False
+    """Whether every shot goes on from the first shot's conditioning frames instead."""
+    fixed_reference: bool = True
+    """Whether the reference stays; else later shots refer to the carried frames. So on below."""
+    fixed_image_prompt: bool = True
+    fixed_face: bool = True
+    smoothed_frames: int = 0
+    """First frames of a shot that are mixed a little with the last ones of the shot before."""
+    smooth_latents: bool = True
+    """Mix latents at the start and after the first two steps (upstream's ``record_mid_*``)."""
+    smooth_estimates: bool = False
+    """Mix the network's estimates in the first half of the steps."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_frames", 1), ("carried_frames", 1), ("smoothed_frames", 0)):
+            value = getattr(self, name)
+            _check(value is None or value >= least, f"shots.{name} must be at least {least}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +182,17 @@ class SamplingConfig:
     motion_speed: float = 8.0
     """Upstream's ``sample_frame_rate``: frame positions are multiplied by it."""
     ip_adapter_scale: float = 1.0
+    ip_adapter_face_scale: float = 1.0
+    """Weight of the face tokens; at or below 0 faces are left out."""
+    prompt_from_image: bool = False
+    """Whether image tokens take the place of the prompt, in a U-Net that has no branch for them."""
+    strength: float = 1.0
+    """How much of a video that a clip starts from is made anew: the share of the steps that run."""
+    strength_counts: bool = True
+    """Whether strengths do anything; they do not in the original (ALGORITHM.md 7.4)."""
+    histogram_match: bool = False
+    """Whether the colours of every frame are matched to those of frame 0."""
+    shots: ShotConfig = field(default_factory=ShotConfig)
     image_fit: Literal["centre", "upstream"] = "centre"
     """How a picture is cropped to the clip's shape; ``upstream`` loses the last row and column."""
 
@@ -149,6 +202,7 @@ class SamplingConfig:
             value = getattr(self, name)
             _check(0 <= value <= 1, f"{name} must be in [0, 1], got {value}")
         _check(self.motion_speed > 0, f"motion_speed must be positive, got {self.motion_speed}")
+        _check(0 < self.strength <= 1, f"strength must be above 0 and at most 1: {self.strength}")
         _check_literals(self)
 
 
@@ -192,6 +246,28 @@ class WeightsConfig:
     image_prompt: str | None = None
     image_encoder: str | None = None
     vae: str | None = None
+    """In the place of the VAE of any source."""
+    t2i_config: str | None = None
+    """Where ``t2i`` is a single ``.safetensors`` or ``.ckpt`` file: the diffusers folder of a model
+    of the same kind, for what such a file lacks (the tokenizer)."""
+    image_prompt_attention: Literal["auto", "unet", "file"] = "auto"
+    """Whose keys and values read the image tokens: the U-Net's own, or those of the image-prompt
+    file. ``auto``: the file's, unless it is MuseV's own projection, with which the U-Net was
+    trained."""
+    face: str | None = None
+    """An IP-Adapter FaceID file."""
+    face_models: str | None = None
+    """Folder of an insightface model pack, such as ``buffalo_l``, that finds faces in pictures."""
+    pose_guider: str | None = None
+    """Folder or file of a pose guider, which takes the place of a ControlNet."""
+    loras: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Name that a manifest's ``loras`` may use to a LoRA file."""
+    lora_merge: LoraMerge = "exact"
+    """How LoRA files are merged; see :class:`~musev.lora_choice.LoraChoice`."""
+    embeddings: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Word of a prompt to the textual inversion file that it stands for."""
+    embedding_vectors: Literal["all", "first"] = "all"
+    """``first``: of a file with several vectors only the first is used, as in the original."""
     controlnets: Mapping[str, str] = field(default_factory=dict, hash=False)
     """Name that a manifest's ``control`` uses, such as ``openpose``, to a diffusers folder of a
     ControlNet; added to those of a bundle."""
@@ -225,6 +301,11 @@ class WeightsConfig:
             _check(
                 name.isidentifier(),
                 f"a ControlNet's name is letters, digits and underscores, got {name!r}",
+            )
+        for token in self.embeddings:
+            _check(
+                bool(token.strip()) and not set(token) & set("()[]\\: \t\n"),
+                f"an embedding's word has no blanks, brackets, colons, backslashes; got {token!r}",
             )
 
 
@@ -296,11 +377,18 @@ class Profile:
     num_frames: int = 13
     fps: float = 4.0
     negative_prompt: str = ""
+    loras: tuple[str, ...] = ()
+    """LoRAs of rows that name none, spelled as in a manifest."""
     size_multiple: int = 64
     """Width and height must be multiples of this many pixels."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "loras", tuple(self.loras))
         _check_literals(self)
+
+
+Pictures = str | tuple[str, ...] | None
+PICTURE_COLUMNS = ("condition_image", "reference_image", "ip_adapter_image", "face_image")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,17 +396,28 @@ class ClipRequest:
     """One manifest row, resolved: everything about a clip that the caller decides.
 
     ``num_frames`` counts the frames of the finished video. With a ``condition_image`` that image is
-    frame 0 and the other ``num_frames - 1`` frames are generated. Media are absolute fsspec URIs.
-    With a ``video`` that holds control maps, its frame ``t`` controls frame ``t`` of the clip.
+    frame 0 and the other ``num_frames - 1`` frames are generated. Media are absolute fsspec URIs;
+    of pictures there may be several. With a ``video`` that holds control maps, its frame ``t``
+    controls frame ``t`` of the clip.
     """
 
     request_id: str
     prompt: str = ""
     negative_prompt: str = ""
-    condition_image: str | None = None
-    reference_image: str | None = None
-    ip_adapter_image: str | None = None
+    condition_image: Pictures = None
+    condition_index: tuple[int, ...] = ()
+    """Frame number of each condition image, -1 for the last frame; empty: they are the first."""
+    redraw: bool = False
+    """Whether the condition images are drawn anew from themselves first."""
+    reference_image: Pictures = None
+    ip_adapter_image: Pictures = None
+    face_image: Pictures = None
+    face_embedding: tuple[float, ...] = ()
+    """Embeddings of faces, computed beforehand; those of several faces one after the other."""
+    loras: tuple[LoraChoice, ...] = ()
     video: str | None = None
+    start_from_video: bool = False
+    """Whether the frames start from the video's and not from noise; see ``strength``."""
     video_is_control: bool = False
     """Whether the video's frames are control maps already."""
     control: tuple[str, ...] = ()
@@ -337,6 +436,14 @@ class ClipRequest:
     """The caller's own text or JSON, handed through to the results; decides no bytes."""
 
     def __post_init__(self) -> None:
+        for column in PICTURE_COLUMNS:
+            object.__setattr__(self, column, _pictures(getattr(self, column)))
+        object.__setattr__(self, "condition_index", tuple(self.condition_index))
+        loras = (
+            lora if isinstance(lora, LoraChoice) else LoraChoice(**lora) for lora in self.loras
+        )
+        object.__setattr__(self, "loras", tuple(loras))
+        object.__setattr__(self, "face_embedding", tuple(map(float, self.face_embedding)))
         names = tuple(self.control)  # lists, where the request comes from JSON
         scales = tuple(map(float, self.control_scale)) or (1.0,) * len(names)
         object.__setattr__(self, "control", names)
@@ -348,9 +455,37 @@ class ClipRequest:
 
     @property
     def media(self) -> dict[str, str]:
-        """Column name to URI of the media this clip reads."""
-        names = ("condition_image", "reference_image", "ip_adapter_image", "video")
-        return {name: uri for name in names if (uri := getattr(self, name)) is not None}
+        """Name to URI of the media this clip reads.
+
+        The name is the column's; further pictures of a column are ``column.1`` and so on.
+        """
+        found = {}
+        for column in PICTURE_COLUMNS:
+            for number, uri in enumerate(self.pictures(column)):
+                found[f"{column}.{number}" if number else column] = uri
+        return found if self.video is None else found | {"video": self.video}
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Name to URI of the weights that the row brings along: ``loras.0`` and so on."""
+        return {f"loras.{number}": lora.file for number, lora in enumerate(self.loras)}
+
+    def pictures(self, column: str) -> tuple[str, ...]:
+        """URIs of a column of pictures, none, one or several."""
+        given = getattr(self, column)
+        return () if given is None else (given,) if isinstance(given, str) else given
+
+    @property
+    def num_given(self) -> int:
+        """Conditioning frames: given ones, or the one that is drawn first."""
+        drawn = int(self.sampling.first_frame.origin == "drawn")
+        return len(self.pictures("condition_image")) or drawn
+
+
+def _pictures(given: Pictures | list[str]) -> Pictures:
+    if given is None or isinstance(given, str):
+        return given
+    return given[0] if len(given) == 1 else tuple(given) or None
 
 
 ConfigT = TypeVar("ConfigT")
@@ -420,7 +555,16 @@ def _with_entry(table: Mapping[str, str], name: str, value: Any, key: str) -> di
 
 
 _NONE = ("none", "null")
-_PUBLISHED_PARTS = ("t2i", "motion", "referencenet", "image_prompt", "image_encoder", "vae")
+_PUBLISHED_PARTS = (
+    "t2i",
+    "t2i_config",
+    "motion",
+    "referencenet",
+    "image_prompt",
+    "image_encoder",
+    "face",
+    "vae",
+)
 _WEIGHTS_SOURCES = (("bundle",), ("random_seed",), _PUBLISHED_PARTS)
 
 
@@ -443,6 +587,8 @@ def _convert(value: Any, kind: Any, key: str) -> Any:
     options = [item for item in get_args(kind) if item is not type(None)]
     if get_origin(kind) is Literal:
         return value
+    if get_origin(kind) is tuple:
+        return tuple(part.strip() for part in value.split(";") if part.strip())
     optional = len(options) < len(get_args(kind))
     if optional and value.lower() in _NONE:
         return None

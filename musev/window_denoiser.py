@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from musev.control.clip_control import ClipControl
+from musev.denoise.places import FramePlaces
 from musev.denoise.windows import Window
 from musev.errors import RequestError
 from musev.models.attachments import (
@@ -42,6 +43,18 @@ class ClipConditions:
     """Whether ``network`` holds [unconditional, conditional] along B."""
     first_frame_drawn: bool = False
     """Whether the conditioning frame was generated from the text, not given."""
+    places: FramePlaces | None = None
+    """Where the conditioning frames stand in the video; None: they are its first frames."""
+    source_BCTHW: Tensor | None = None
+    """Clean latents that the generated frames start from, float32; None: they start from noise."""
+    noise_state: Tensor | None = None
+    """The original's generator after the draws of the first frame; None: at its beginning."""
+
+    @property
+    def frame_places(self) -> FramePlaces:
+        """Where the conditioning frames stand in the video."""
+        num_given = 0 if self.frames_BCTHW is None else self.frames_BCTHW.shape[2]
+        return self.places or FramePlaces(tuple(range(num_given)))
 
     def half(self, index: int) -> ClipConditions:
         """Keep one guidance half only: 0 unconditional, 1 conditional."""
@@ -51,20 +64,20 @@ class ClipConditions:
             return tensor.chunk(2)[index]
 
         network = map_tensors(cut, self.network)
-        return ClipConditions(
+        return dataclasses.replace(
+            self,
             network=dataclasses.replace(network, batch=self.network.batch // 2),
             text_BLD=cut(self.text_BLD),
-            frames_BCTHW=self.frames_BCTHW,
             guided=False,
-            first_frame_drawn=self.first_frame_drawn,
         )
 
 
 class WindowDenoiser:
-    """The video U-Net as a :class:`Denoiser`: puts the conditioning frames in front of each window.
+    """The video U-Net as a :class:`Denoiser`: shows every window the conditioning frames.
 
-    They are clean and are not scaled by the solver (ALGORITHM.md 8.2); their estimates are dropped.
-    Control sees what the U-Net sees: conditioning frames in front, both guidance halves.
+    They stand in front, or wherever they belong in the video, are clean and not scaled by the
+    solver (ALGORITHM.md 8.2); their estimates are dropped. Control sees what the U-Net sees:
+    conditioning frames included, both guidance halves.
     """
 
     def __init__(
@@ -78,17 +91,21 @@ class WindowDenoiser:
         self._unet = unet
         self._conditions = conditions
         self._control = control
-        frames_BCTHW = conditions.frames_BCTHW
-        self._num_given = 0 if frames_BCTHW is None else frames_BCTHW.shape[2]
-        self._attachments: tuple[FramePositions | TemporalOff | ConditionFrames, ...] = always
-        if self._num_given:
-            self._attachments += (ConditionFrames(tuple(range(self._num_given))),)
+        self._places = conditions.frame_places
+        self._always = always
 
     def __call__(self, noisy_BCFHW: Tensor, timestep: float, window: Window) -> Tensor:
         """Estimate one window; with guidance [unconditional, conditional] along B, float32."""
         joint_BCFHW = noisy_BCFHW.to(self._unet.device)
+        attachments: tuple[FramePositions | TemporalOff | ConditionFrames, ...] = self._always
+        given, numbers = self._places.join(window)
+        generated = [n for n in range(len(numbers)) if n not in given]
         if self._conditions.frames_BCTHW is not None:
-            joint_BCFHW = torch.cat([self._conditions.frames_BCTHW, joint_BCFHW], dim=2)
+            frames_BCTHW = self._conditions.frames_BCTHW.to(joint_BCFHW)
+            parts = torch.cat([frames_BCTHW, joint_BCFHW], dim=2)
+            order = torch.tensor([*given, *generated], device=parts.device).argsort()
+            joint_BCFHW = parts.index_select(2, order)
+            attachments += (ConditionFrames(given),)
         if self._conditions.guided:
             joint_BCFHW = torch.cat([joint_BCFHW, joint_BCFHW])
         joint_BCFHW = joint_BCFHW.to(self._unet.dtype)
@@ -96,17 +113,18 @@ class WindowDenoiser:
             joint_BCFHW,
             timestep,
             self._conditions.network,
-            attachments=self._attachments + self._control_of(joint_BCFHW, timestep, window),
+            attachments=attachments + self._control_of(joint_BCFHW, timestep, numbers),
         )
-        return estimate_BCFHW[:, :, self._num_given :].float()
+        if given != tuple(range(len(given))):
+            return estimate_BCFHW[:, :, generated].float()
+        return estimate_BCFHW[:, :, len(given) :].float()
 
     def _control_of(
-        self, joint_BCFHW: Tensor, timestep: float, window: Window
+        self, joint_BCFHW: Tensor, timestep: float, numbers: tuple[int, ...]
     ) -> tuple[ControlResiduals, ...]:
         if self._control is None:
             return ()
-        frames = [*range(self._num_given), *(self._num_given + frame for frame in window)]
-        found = self._control.residuals(joint_BCFHW, timestep, self._conditions.text_BLD, frames)
+        found = self._control.residuals(joint_BCFHW, timestep, self._conditions.text_BLD, numbers)
         return () if found is None else (found,)
 
 

@@ -176,6 +176,12 @@ class UpstreamNoise:
                 f"upstream noise is upstream_random or upstream_video_fusion, got {self.kind!r}"
             )
 
+    @property
+    def state(self) -> Tensor:
+        """State of the (first) generator: what has been drawn is behind it."""
+        one = isinstance(self.generators, torch.Generator)
+        return (self.generators if one else self.generators[0]).get_state()
+
     def draw(self, shape_BCTHW: Sequence[int], common: Tensor | None = None) -> Tensor:
         """Draw the next noise.
 

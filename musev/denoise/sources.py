@@ -42,6 +42,11 @@ class NoiseSource(Protocol):
         """Whether all frames have to leave ``step`` together, steps in order."""
         ...
 
+    @property
+    def state(self) -> Tensor | None:
+        """What a later source of the same clip needs to go on from here; None for nothing."""
+        ...
+
 
 class CounterSource:
     """Noise as a function of (seed, frame, step) only; see :func:`counter_noise`.
@@ -74,6 +79,11 @@ class CounterSource:
     def draws_whole_steps(self, solver: Solver, step: int) -> bool:
         """Never: every frame's noise stands for itself."""
         return False
+
+    @property
+    def state(self) -> Tensor | None:
+        """None: nothing is drawn in order."""
+        return None
 
     def _draw(
         self, stream: int, step: int, shape_BCTHW: Sequence[int], frames: Sequence[int] | None
@@ -131,6 +141,11 @@ class UpstreamSource:
         """Wherever the original draws."""
         return solver.upstream_draws(step)
 
+    @property
+    def state(self) -> Tensor:
+        """Of the generator; a source made with it goes on where this one stands."""
+        return self._noise.state
+
 
 def _refuse_some_frames(frames: Sequence[int] | None) -> None:
     if frames is not None:
@@ -139,13 +154,17 @@ def _refuse_some_frames(frames: Sequence[int] | None) -> None:
         )
 
 
-def make_noise_source(sampling: SamplingConfig, seed: int, *, first_frame: int = 0) -> NoiseSource:
+def make_noise_source(
+    sampling: SamplingConfig, seed: int, *, first_frame: int = 0, state: Tensor | None = None
+) -> NoiseSource:
     """Build the noise source that a clip's sampling asks for.
 
     Args:
         sampling: Its ``noise`` and ``w_ind_noise``.
         seed: The clip's seed.
         first_frame: Frame number in the video of the first frame that is denoised.
+        state: Of another source of the same clip, which this one goes on from: see
+            :attr:`UpstreamSource.state`.
 
     Returns:
         A source; the upstream kinds keep a generator's state and must be used in order.
@@ -153,4 +172,6 @@ def make_noise_source(sampling: SamplingConfig, seed: int, *, first_frame: int =
     if sampling.noise == "counter":
         return CounterSource(seed, w_ind_noise=sampling.w_ind_noise, first_frame=first_frame)
     generator = torch.Generator("cpu").manual_seed(seed)
+    if state is not None:
+        generator.set_state(state)
     return UpstreamSource(UpstreamNoise(generator, sampling.noise, sampling.w_ind_noise))
