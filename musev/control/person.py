@@ -241,12 +241,7 @@ def iter_poses(path: Path) -> Iterator[FramePoses]:
     frame, people, row = 0, [], 0
     for batch in file.iter_batches(ROWS_AT_ONCE, columns=["frame", *names]):
         for cells in batch.to_pylist():
-            here = cells["frame"]
-            if here is None or here < frame:
-                raise RequestError(
-                    f"{path}: row {row}: frame is {here!r} after frame {frame}. "
-                    f"Give every row a frame, counted from 0, and sort the rows by frame."
-                )
+            here = _next_frame(cells["frame"], frame, f"{path}: row {row}")
             while frame < here:
                 yield tuple(people)
                 people, frame = [], frame + 1
@@ -279,6 +274,15 @@ def _open(path: Path) -> pq.ParquetFile:
             f"are optional."
         )
     return file
+
+
+def _next_frame(found: int | None, frame: int, where: str) -> int:
+    if found is None or found < frame:
+        raise RequestError(
+            f"{where}: frame is {found!r} after frame {frame}. "
+            f"Give every row a frame, counted from 0, and sort the rows by frame."
+        )
+    return found
 
 
 def _points(cell: object, name: str, where: str) -> np.ndarray | None:
