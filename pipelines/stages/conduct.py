@@ -11,11 +11,11 @@ from typing import Any
 from musev.config import ClipRequest, EncoderConfig
 from musev.errors import StorageError
 from musev.media import VideoInfo, join_segments, probe_video
+from pipelines.attempts import attempt_row
 from pipelines.checkpoints import ClipStore
 from pipelines.conductor import Conductor, ConductorConfig, PoolLostError
 from pipelines.ledger import Ledger
-from pipelines.outcomes import QUARANTINED, Row, WorkerLostError, fail_row, worker_lost
-from pipelines.resources import MAX_ATTEMPTS
+from pipelines.outcomes import Row
 from pipelines.rows import request_from_json
 from pipelines.scratch import scratch_folder
 
@@ -77,30 +77,21 @@ class ConductClip:
             PoolLostError: If the pool is gone.
             StorageError: If storage does not answer.
         """
-        attempt_id, number = self._ledger.begin_attempt(row["sample_id"])
-        row = {**row, "attempt_id": attempt_id, "attempts": number}
-        if number > MAX_ATTEMPTS:
-            return fail_row(row, stage=STAGE, error=worker_lost(MAX_ATTEMPTS), status=QUARANTINED)
-        target = self._folder / f"{row['sample_id']}.mp4"
-        try:
-            request = request_from_json(row["request"])
-            return {**row, **self._conduct(row, request, target)}
-        except (PoolLostError, StorageError):  # nobody's row's fault: it is started again
-            target.unlink(missing_ok=True)
-            self._ledger.release_attempt(row["sample_id"], attempt_id)
-            raise
-        except WorkerLostError as error:
-            return fail_row(row, stage=STAGE, error=error, status=QUARANTINED)
-        except Exception as error:  # noqa: BLE001 - one bad row must not end the run
-            target.unlink(missing_ok=True)
-            return fail_row(row, stage=STAGE, error=error)
+        return attempt_row(
+            row,
+            self._conduct,
+            stage=STAGE,
+            ledger=self._ledger,
+            folder=self._folder,
+            forgiven=(PoolLostError, StorageError),
+        )
 
-    def _conduct(self, row: Row, request: ClipRequest, target: Path) -> Row:
+    def _conduct(self, row: Row, target: Path) -> Row:
         store = ClipStore(self._ledger, row["sample_id"])
         conductor = Conductor(
             self._broker,
             row=row,
-            request=request,
+            request=request_from_json(row["request"]),
             order=row["order"],
             store=store,
             config=self._config,
@@ -112,7 +103,6 @@ class ConductClip:
         counts = conductor.counts
         seconds = {kind: round(spent, 3) for kind, spent in counts.busy_s.items()}
         return {
-            "video_path": str(target),
             "measured": measured,
             "device": self._device,
             "stage_seconds": {**seconds, "join": round(time.monotonic() - started, 3)},

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
+from pipelines.attempts import attempt_row
 from pipelines.clip_media import open_media
 from pipelines.engines import Engine
 from pipelines.ledger import Ledger
 from pipelines.media_cache import MediaCache
-from pipelines.outcomes import QUARANTINED, READY, Row, fail_row, worker_lost
+from pipelines.outcomes import READY, Row
 from pipelines.progress import Pulse
-from pipelines.resources import MAX_ATTEMPTS
 from pipelines.rows import request_from_json
 from pipelines.scratch import scratch_folder
 
@@ -22,8 +23,7 @@ class RenderClip:
 
     Adds ``video_path`` (a file of this worker, removed by the commit stage), ``measured``
     (:class:`VideoInfo`), ``attempt_id``, ``attempts`` and ``stage_seconds``; or marks the row
-    failed or quarantined. An attempt is counted in storage before any work is done, so a row that
-    takes its worker down is known even though it left no message.
+    failed or quarantined; see :func:`pipelines.attempts.attempt_row`.
 
     Args:
         engine: Renders.
@@ -47,27 +47,15 @@ class RenderClip:
         """Render one row."""
         if row["status"] != READY:
             return row
-        attempt_id, number = self._ledger.begin_attempt(row["sample_id"])
-        row = {**row, "attempt_id": attempt_id, "attempts": number}
-        if number > MAX_ATTEMPTS:
-            return fail_row(row, stage=STAGE, error=worker_lost(MAX_ATTEMPTS), status=QUARANTINED)
-        target = self._folder / f"{row['sample_id']}.mp4"
+        return attempt_row(row, self._render, stage=STAGE, ledger=self._ledger, folder=self._folder)
+
+    def _render(self, row: Row, target: Path) -> Row:
         watch = _StageWatch(row["sample_id"], self._pulse)
-        try:
-            request = request_from_json(row["request"])
-            with open_media(self._cache, request, row["media_digests"]) as media:
-                watch.progress("load", 1, 1)
-                measured = self._engine.render(request, media, target, watch.progress)
-        except Exception as error:  # noqa: BLE001 - one bad row must not end the run
-            target.unlink(missing_ok=True)
-            return fail_row(row, stage=STAGE, error=error)
-        return {
-            **row,
-            "video_path": str(target),
-            "measured": measured,
-            "device": self._device,
-            "stage_seconds": watch.seconds(),
-        }
+        request = request_from_json(row["request"])
+        with open_media(self._cache, request, row["media_digests"]) as media:
+            watch.progress("load", 1, 1)
+            measured = self._engine.render(request, media, target, watch.progress)
+        return {"measured": measured, "device": self._device, "stage_seconds": watch.seconds()}
 
 
 class _StageWatch:
