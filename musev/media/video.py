@@ -10,7 +10,7 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -32,6 +32,11 @@ from musev.media.ffmpeg import (
 _MAX_FPS = 1000
 _DECODE = ("-xerror", "-threads", "1")
 """Stop at the first damaged packet: silently shorter videos would break every count after it."""
+EVERY_FRAME = (("-fps_mode", "passthrough"), ("-enc_time_base", "demux"))
+"""List every frame that a decoder gives, once, at its own time."""
+_NO_STAMP = -(2**62)
+OVER_DAMAGE = ("-err_detect", "explode", "-threads", "1")
+"""Leave out every damaged packet: what decoders make up for one is no frame of the video."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,34 +97,69 @@ def write_segment(
         MediaError: If there is no frame, a frame has another size or type or an odd side, or ffmpeg
             fails.
     """
-    target, settings, rate = Path(path), encoder or EncoderConfig(), frame_rate(fps)
+    settings, rate = encoder or EncoderConfig(), frame_rate(fps)
+
+    def arguments(shape: tuple[int, ...], target: Path) -> tuple[str, ...]:
+        return _encode_arguments(shape, rate, settings, target)
+
+    return feed_frames(Path(path), frames, arguments, even=True)
+
+
+def feed_frames(
+    target: Path,
+    frames: Iterable[np.ndarray],
+    arguments: Callable[[tuple[int, ...], Path], Sequence[str]],
+    *,
+    even: bool = False,
+) -> int:
+    """Feed frames to an encoder, whose file appears whole or not at all.
+
+    Args:
+        target: The file.
+        frames: ``image_YXC``, uint8, all of one size.
+        arguments: Shape of a frame and a path to ffmpeg's arguments.
+        even: Whether the encoder takes even sizes only.
+
+    Returns:
+        The number of frames written.
+
+    Raises:
+        MediaError: If there is no frame, a frame has another size or type, or ffmpeg fails.
+    """
     remaining = iter(frames)
     first = next(remaining, None)
     if first is None:
         raise MediaError(f"{target}: there are no frames to encode")
-    _check_frame(first, None, target)
-    what = f"encoding {target}"
+    _check_frame(first, None, target, even=even)
     count = 0
-    with whole_file(target) as partial:
-        arguments = _encode_arguments(first.shape, rate, settings, partial)
-        with stream_ffmpeg(arguments, what=what, feed=True) as process:
-            assert process.stdin is not None
-            frame: np.ndarray | None = first
-            while frame is not None:
-                _check_frame(frame, first.shape, target)
-                process.stdin.write(np.ascontiguousarray(frame).data)
-                count += 1
-                frame = next(remaining, None)
+    with (
+        whole_file(target) as partial,
+        stream_ffmpeg(
+            arguments(first.shape, partial), what=f"encoding {target}", feed=True
+        ) as process,
+    ):
+        assert process.stdin is not None
+        frame: np.ndarray | None = first
+        while frame is not None:
+            _check_frame(frame, first.shape, target)
+            process.stdin.write(np.ascontiguousarray(frame).data)
+            count += 1
+            frame = next(remaining, None)
     return count
 
 
-def read_video(path: str | os.PathLike[str]) -> Generator[np.ndarray]:
+def read_video(
+    path: str | os.PathLike[str], *, start_s: float = 0.0, over_damage: bool = False
+) -> Generator[np.ndarray]:
     """Decode a video frame by frame; memory does not grow with its length.
 
     Every coded frame comes out exactly once, whatever its time stamp; rotation marks are obeyed.
 
     Args:
         path: Any file that ffmpeg reads.
+        start_s: Frames shown before this moment are left out; found by the file's index, so what
+            lies before costs next to nothing.
+        over_damage: Leave out what is damaged instead of ending with an error.
 
     Yields:
         ``image_YXC``: uint8.
@@ -130,7 +170,8 @@ def read_video(path: str | os.PathLike[str]) -> Generator[np.ndarray]:
     source = Path(path)
     check_file(source)
     arguments = (
-        *("-v", "error", *LOCAL_ONLY, *_DECODE, "-i", input_name(source)),
+        *("-v", "error", *LOCAL_ONLY, *(OVER_DAMAGE if over_damage else _DECODE)),
+        *(*seek_to(start_s), "-i", input_name(source)),
         *("-map", "0:v:0", "-fps_mode", "passthrough"),
         *("-vf", f"scale=flags={SCALER_FLAGS},format=rgb24"),
         # Each PPM picture carries its size, so nothing has to be guessed from ffmpeg's messages.
@@ -140,6 +181,11 @@ def read_video(path: str | os.PathLike[str]) -> Generator[np.ndarray]:
         assert process.stdout is not None
         while (frame := _read_ppm(process.stdout)) is not None:
             yield frame
+
+
+def seek_to(start_s: float) -> tuple[str, ...]:
+    """Options before an input that leave out the frames shown before a moment."""
+    return ("-ss", f"{start_s:.6f}") if start_s else ()
 
 
 def probe_video(path: str | os.PathLike[str]) -> VideoInfo:
@@ -154,7 +200,7 @@ def probe_video(path: str | os.PathLike[str]) -> VideoInfo:
     Raises:
         MediaError: If the file is missing, empty, damaged, or holds no video.
     """
-    return _measure(Path(path), _DECODE, ("-fps_mode", "passthrough"), ("-enc_time_base", "demux"))
+    return _measure(tabulate(Path(path), _DECODE, *EVERY_FRAME))
 
 
 def scan_video(path: str | os.PathLike[str]) -> VideoInfo:
@@ -171,14 +217,78 @@ def scan_video(path: str | os.PathLike[str]) -> VideoInfo:
     Raises:
         MediaError: If the file is missing, empty, cut short, or holds no video.
     """
-    info = _measure(Path(path), ("-xerror",), ("-c", "copy"))
+    info = _measure(list_packets(Path(path)))
     with contextlib.closing(read_video(path)) as frames:
         if next(frames, None) is None:
             raise MediaError(f"{path}: no frame of the video can be decoded. Export it again.")
     return info
 
 
-def _measure(source: Path, reading: Sequence[str], *writing: Sequence[str]) -> VideoInfo:
+def _measure(table: PacketTable) -> VideoInfo:
+    duration = table.num_ticks * table.tick_s
+    num_frames = len(table.ticks)
+    return VideoInfo(
+        width=table.width,
+        height=table.height,
+        num_frames=num_frames,
+        fps=float(num_frames / duration) if duration else 0.0,
+        duration_s=float(duration),
+        codec=table.codec,
+    )
+
+
+def list_packets(source: Path, *, over_damage: bool = False) -> PacketTable:
+    """List the packets of a video; where they carry no time stamps, its frames.
+
+    Args:
+        source: Any file that ffmpeg reads.
+        over_damage: Leave out what is damaged instead of ending with an error.
+
+    Returns:
+        The table.
+
+    Raises:
+        MediaError: If the file is missing, empty, unreadable, damaged, or holds no video.
+    """
+    table = tabulate(source, () if over_damage else ("-xerror",), ("-c", "copy"))
+    if min(table.ticks) > _NO_STAMP:
+        return table
+    return tabulate(source, OVER_DAMAGE if over_damage else _DECODE, *EVERY_FRAME)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PacketTable:
+    """What ffmpeg says of each packet or frame of a video, in the order in which it came."""
+
+    width: int
+    height: int
+    codec: str
+    tick_s: Fraction
+    ticks: Sequence[int]
+    """When each is shown."""
+    end_tick: int
+    """When the last one ends."""
+
+    @property
+    def num_ticks(self) -> int:
+        """From the first frame's beginning to the last one's end."""
+        return self.end_tick - min(self.ticks)
+
+
+def tabulate(source: Path, reading: Sequence[str], *writing: Sequence[str]) -> PacketTable:
+    """List the packets of a video, or its frames.
+
+    Args:
+        source: Any file that ffmpeg reads.
+        reading: How to read: options before the input.
+        *writing: What to list: options after it.
+
+    Returns:
+        At least one line.
+
+    Raises:
+        MediaError: If the file is missing, empty, unreadable, or holds no video.
+    """
     check_file(source)
     arguments = (
         *("-v", "info", *LOCAL_ONLY, *reading, "-i", input_name(source), "-map", "0:v:0"),
@@ -192,16 +302,13 @@ def _measure(source: Path, reading: Sequence[str], *writing: Sequence[str]) -> V
     if not rows or codec is None:
         raise MediaError(f"{source}: the file holds no video frames. Export it again.")
     width, height = map(int, header["dimensions"].split("x"))
-    times = [(int(row[2]), int(row[3])) for row in rows]
-    ticks = max(pts + span for pts, span in times) - min(pts for pts, _ in times)
-    duration = ticks * Fraction(header["tb"])
-    return VideoInfo(
+    return PacketTable(
         width=width,
         height=height,
-        num_frames=len(rows),
-        fps=float(len(rows) / duration) if duration else 0.0,
-        duration_s=float(duration),
         codec=codec[1],
+        tick_s=Fraction(header["tb"]),
+        ticks=[int(row[2]) for row in rows],
+        end_tick=max(int(row[2]) + int(row[3]) for row in rows),
     )
 
 
@@ -235,13 +342,15 @@ def _encode_arguments(
     )
 
 
-def _check_frame(frame: np.ndarray, shape: tuple[int, ...] | None, target: Path) -> None:
+def _check_frame(
+    frame: np.ndarray, shape: tuple[int, ...] | None, target: Path, *, even: bool = False
+) -> None:
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
         raise MediaError(
             f"{target}: a frame must be uint8 with rows, columns and three channels, "
             f"got {frame.dtype} {frame.shape}"
         )
-    if shape is None and (frame.shape[0] % 2 or frame.shape[1] % 2 or 0 in frame.shape):
+    if 0 in frame.shape or (even and (frame.shape[0] % 2 or frame.shape[1] % 2)):
         raise MediaError(
             f"{target}: H.264 in yuv420p needs an even width and height, "
             f"got {frame.shape[1]} x {frame.shape[0]}. Ask for an even size."
