@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from musev.config import Profile
+from musev.parts import PartUses, RecentParts, kind_of
 from pipelines.clip_media import open_media
 from pipelines.engines import LoadEngine
 from pipelines.ledger import Ledger
@@ -57,11 +58,10 @@ class ClipWorker:
 
     def __init__(self, setup: WorkerSetup, board: Any, broker: Any = None) -> None:
         self._pulse = Pulse(RemoteSigns(board))
-        parts = None
-        if setup.shares_parts and broker is not None:
-            parts = SharedParts(broker, setup.device)
+        shares = setup.shares_parts and broker is not None
+        self._parts = RecentParts(SharedParts(broker, setup.device) if shares else None)
         try:
-            self._engine = setup.load_engine(setup.profile, setup.device, parts)
+            self._engine = setup.load_engine(setup.profile, setup.device, self._parts)
         except Exception as error:
             board.failed_to_load.remote(f"{type(error).__name__}: {error}")
             raise
@@ -83,26 +83,30 @@ class ClipWorker:
 
     def clip(self, row: Row) -> Row:
         """Bring a whole row to its end."""
+        before = self._parts.counts.copy()
         with self._pulse.working():
-            return self._commit(self._render(row))
+            row = self._render(row)
+            return self._commit({**row, "conditions": self._parts.counts.since(before)})
 
-    def condition(self, row: Row) -> tuple[Any, Any, float]:
+    def condition(self, row: Row) -> tuple[Any, Any, float, PartUses]:
         """Compute the conditions of a long clip.
 
         Args:
             row: Ready.
 
         Returns:
-            The conditions, packed; what drives the windows has to know; seconds.
+            The conditions, packed; what drives the windows has to know; seconds; parts of
+            conditions that were computed or were there already.
         """
         from pipelines.wire import pack_value
 
-        started = time.monotonic()
+        started, before = time.monotonic(), self._parts.counts.copy()
         with self._pulse.working():
             request = request_from_json(row["request"])
             with open_media(self._cache, request, row["media_digests"]) as media:
                 conditions, facts = self._engine.condition(request, media)
-        return pack_value(conditions), facts, time.monotonic() - started
+        uses = self._parts.counts.since(before)
+        return pack_value(conditions), facts, time.monotonic() - started, uses
 
     def denoise(
         self, name: str, clip: list[Any], noisy: Any, timestep: float, frames: tuple[int, ...]
@@ -190,14 +194,14 @@ class SharedParts:
         self._broker = broker
         self._device = device
 
-    def find(self, key: str, make: Callable[[], Any]) -> Any:
+    def find(self, key: str, make: Callable[[], Any], *, shared: bool = True) -> Any:
         """Return the part from the object store, or compute it and put it there."""
         import ray
 
         from musev.models.trees import map_tensors
         from pipelines.wire import pack_value, unpack_value
 
-        if key.startswith("text-"):
+        if not shared or kind_of(key) == "text":
             return make()
         found = ray.get(self._broker.claim_part.remote(key))
         if found is not None:

@@ -25,6 +25,7 @@ from musev.denoise.clip_plan import Task
 from musev.denoise.snapshots import Snapshot
 from musev.denoise.wavefront import Wavefront, Work
 from musev.errors import MusevError
+from musev.parts import PartUses
 from pipelines.checkpoints import RANGE_FRAMES, ClipStore
 from pipelines.outcomes import Row, worker_lost
 from pipelines.pool import Lease, Wish
@@ -42,7 +43,8 @@ LATE_S = 120.0
 """A task is never called late before this."""
 LATE_FACTOR = 8.0
 """A task is late after this many times the median; a second worker then gets it too."""
-_DECODE, _DENOISE, _CONDITION = 0, 1, -1
+_CONDITION, _DECODE, _DENOISE = -1, 0, 1
+_NAMES = {_CONDITION: "condition", _DECODE: "decode", _DENOISE: "denoise"}
 
 
 class PoolLostError(MusevError):
@@ -76,6 +78,8 @@ class ConductorCounts:
     """Tasks that a checkpoint saved."""
     busy_s: dict[str, float] = field(default_factory=dict)
     """Seconds of workers by kind of task."""
+    conditions: PartUses = field(default_factory=dict)
+    """Parts of the clip's conditions that were computed, and that were there already."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,15 @@ class _Sent:
     """A window, the number of a segment, or None for the conditions."""
     lease: Lease
     at: float
+    others: tuple[Any, ...] = ()
+    """References beside the one that is waited for: of conditions."""
+
+    @property
+    def kind(self) -> int:
+        """Kind of the task."""
+        if self.what is None:
+            return _CONDITION
+        return _DECODE if isinstance(self.what, int) else _DENOISE
 
 
 class Conductor:
@@ -124,7 +137,8 @@ class Conductor:
         self._sent: dict[Any, _Sent] = {}
         self._deaths: Counter[object] = Counter()
         self._late: set[Any] = set()
-        self._seconds: deque[float] = deque(maxlen=200)  # of the last windows
+        self._seconds: dict[int, deque[float]] = {kind: deque(maxlen=200) for kind in _NAMES}
+        self._clip: list[Any] = []  # references to the row and its conditions
         self._since_checkpoint = 0
         self._told_at = 0.0
         self._saving: Future[int] | None = None
@@ -179,27 +193,47 @@ class Conductor:
 
         Not in that worker's: what lies there goes with its machine, and every window needs them.
         """
-        import ray
-
+        self._wish(_CONDITION)
         while True:
-            lease = self._lease(Wish(order=(self._order, _CONDITION), owner=self._owner))
-            conditions, facts, seconds = lease.worker.condition.options(num_returns=3).remote(
-                self._row
-            )
-            try:
-                found: ClipFacts = _get(facts)
-                self._add_seconds("condition", _get(seconds))
-                self._clip = [ray.put(self._row), ray.put(_get(conditions))]
-                return found
-            except _Lost as lost:
-                self._note_death(None, lease, lost)
-            finally:
-                self._broker.hand_back.remote(lease)
+            self._send_again_what_is_late(None)
+            for reference in self._wait():
+                if reference in self._wishes:
+                    self._send_row(reference)
+                elif (facts := self._take_in_conditions(reference)) is not None:
+                    return facts
 
-    def _lease(self, wish: Wish) -> Lease:
+    def _send_row(self, reference: Any) -> None:
+        """A worker is free: have it compute the conditions."""
         import ray
 
-        return ray.get(self._broker.lease.remote(wish))
+        self._wishes.pop(reference)
+        lease: Lease = ray.get(reference)
+        condition = lease.worker.condition.options(num_returns=4)
+        packed, facts, seconds, uses = condition.remote(self._row)
+        self._sent[facts] = _Sent(None, lease, time.monotonic(), (packed, seconds, uses))
+
+    def _take_in_conditions(self, reference: Any) -> ClipFacts | None:
+        """A worker has computed the conditions, or is lost: then another one has to."""
+        import ray
+
+        sent = self._sent.pop(reference)
+        self._late.discard(reference)
+        try:
+            facts: ClipFacts = _get(reference)
+            packed, seconds, uses = map(_get, sent.others)
+        except _Lost as lost:
+            self._note_death(None, sent.lease, lost)
+            if not self._is_sent(None):
+                self._ask_for_conditions_again()
+            return None
+        except Exception:  # the row's fault: the worker is free again
+            self._broker.hand_back.remote(sent.lease)
+            raise
+        self._broker.hand_back.remote(sent.lease)
+        self._add_seconds(_CONDITION, seconds)
+        self.counts.conditions.update(uses)
+        self._clip = [ray.put(self._row), ray.put(packed)]
+        return facts
 
     def _open_front(self, facts: ClipFacts) -> Wavefront:
         windows = self._request.sampling.windows
@@ -246,7 +280,7 @@ class Conductor:
                 self._wish(kind)
 
     def _wish(self, kind: int) -> None:
-        wish = Wish(order=(self._order, kind), owner=self._owner, queues=True)
+        wish = Wish(order=(self._order, kind), owner=self._owner, queues=kind != _CONDITION)
         self._wishes[self._broker.lease.remote(wish)] = kind
 
     def _wait(self) -> list[Any]:
@@ -299,7 +333,7 @@ class Conductor:
         sent = self._sent.pop(reference)
         self._late.discard(reference)
         try:
-            answer, seconds = _get(reference)
+            found = _get(reference)
         except _Lost as lost:
             if isinstance(sent.what, int):
                 self._segments.give_back(sent.what)
@@ -309,10 +343,15 @@ class Conductor:
             return
         except Exception:  # the row's fault: the worker is free again
             self._broker.hand_back.remote(sent.lease)
+            if sent.what is None:
+                return
             raise
         self._broker.hand_back.remote(sent.lease)
+        if sent.what is None:  # conditions that another worker had sooner
+            return
+        answer, seconds = found
         if isinstance(sent.what, int):
-            self._add_seconds("decode", seconds)
+            self._add_seconds(_DECODE, seconds)
             first, stop = self._segments.generated(sent.what)
             if self._segments.store(sent.what) and front is not None and stop > max(first, 0):
                 front.release(max(first, 0), stop)
@@ -328,8 +367,7 @@ class Conductor:
         self.counts.duplicates += front.num_duplicates - duplicates
         self.counts.tasks += front.num_duplicates == duplicates
         self._since_checkpoint += 1
-        self._seconds.append(seconds)
-        self._add_seconds("denoise", seconds)
+        self._add_seconds(_DENOISE, seconds)
         if task.step + 1 == front.num_steps:
             self._segments.complete(moved)
         done = self.counts.tasks + self.counts.resumed_tasks
@@ -339,27 +377,44 @@ class Conductor:
 
     def _send_again_what_is_late(self, front: Wavefront | None) -> None:
         """Wish for a second worker for every task past its deadline; the first answer wins."""
-        if front is None or not self._sent:
-            return
-        typical_s = statistics.median(self._seconds) if self._seconds else 0.0
-        deadline_s = max(self._config.late_s, LATE_FACTOR * typical_s)
         now = time.monotonic()
+        patience_s = {kind: self._patience_s(kind) for kind in _NAMES}
         for reference, sent in self._sent.items():
-            late_s = now - sent.at
-            if late_s > 2 * deadline_s:
+            deadline_s, end_s = patience_s[sent.kind]
+            since_s = now - sent.at
+            if since_s > end_s:
                 self._broker.end.remote(sent.lease)  # its tasks then count as lost
-            if late_s <= deadline_s or reference in self._late:
+            if since_s <= deadline_s or reference in self._late:
                 continue
             self._late.add(reference)
             self.counts.late += 1
-            logger.warning("a task is late after %.0f s: another worker gets it too", late_s)
+            logger.warning("a task is late after %.0f s: another worker gets it too", since_s)
             if isinstance(sent.what, int):
                 self._segments.give_back(sent.what)
-            elif isinstance(sent.what, Task):
+            elif sent.what is None:
+                self._ask_for_conditions_again()
+            elif front is not None:
                 front.give_back(sent.what)
 
-    def _is_sent(self, task: Task) -> bool:
-        return any(sent.what == task for sent in self._sent.values())
+    def _patience_s(self, kind: int) -> tuple[float, float]:
+        """After how long a kind of task is late, and after how long its worker is ended.
+
+        Without an answer of that kind there is nothing to judge by: a slow machine must not be
+        taken for a dead one. Only conditions are computed twice early: nothing else can be done.
+        """
+        late_s, seconds = self._config.late_s, self._seconds[kind]
+        if seconds:
+            late_s = max(late_s, LATE_FACTOR * statistics.median(seconds))
+            return late_s, 2 * late_s
+        long_s = LATE_FACTOR * late_s
+        return late_s if kind == _CONDITION else long_s, 2 * long_s
+
+    def _ask_for_conditions_again(self) -> None:
+        if not self._clip and _CONDITION not in self._wishes.values():
+            self._wish(_CONDITION)
+
+    def _is_sent(self, what: Task | int | None) -> bool:
+        return any(sent.what == what for sent in self._sent.values())
 
     def _note_death(self, what: object, lease: Lease, lost: _Lost) -> None:
         self._broker.lost.remote(lease)
@@ -370,8 +425,10 @@ class Conductor:
         if self._deaths[key] >= MAX_DEATHS:
             raise worker_lost(MAX_DEATHS)
 
-    def _add_seconds(self, kind: str, seconds: float) -> None:
-        self.counts.busy_s[kind] = self.counts.busy_s.get(kind, 0.0) + seconds
+    def _add_seconds(self, kind: int, seconds: float) -> None:
+        self._seconds[kind].append(seconds)
+        name = _NAMES[kind]
+        self.counts.busy_s[name] = self.counts.busy_s.get(name, 0.0) + seconds
 
     def _save_if_due(self, front: Wavefront) -> None:
         """Hand a snapshot to the writing thread, unless it still writes the one before."""

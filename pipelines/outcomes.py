@@ -83,8 +83,10 @@ def failure_record(row: Row, request: ClipRequest) -> dict[str, Any]:
         request: What was asked for.
 
     Returns:
-        Values under the results table's column names, the request, and a traceback if there is one.
+        Values under the results table's column names, the request, a traceback if there is one, and
+        the conditions that were computed for it.
     """
+    conditions = {"conditions": row["conditions"]} if row.get("conditions") else {}
     return {
         "request_id": request.request_id,
         "request": to_plain(request),
@@ -94,4 +96,5 @@ def failure_record(row: Row, request: ClipRequest) -> dict[str, Any]:
         "error_message": row["error_message"],
         "error_traceback": row.get("error_traceback") or None,
         "attempts": row.get("attempts", 0),
+        **conditions,
     }

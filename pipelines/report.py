@@ -56,6 +56,8 @@ class Summary:
     """Playing time of the committed videos."""
     gpu_seconds: float
     stage_seconds: dict[str, float] = field(default_factory=dict)
+    conditions: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Kind of condition to how many were ``computed`` and ``reused``, also for failed rows."""
     errors: dict[str, int] = field(default_factory=dict)
     """Error class to number of rows, most frequent first."""
 
@@ -86,8 +88,33 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> Summary:
         video_s=round(sum(row.get("duration_s") or 0.0 for row in videos.values()), 3),
         gpu_seconds=round(sum(row.get("gpu_seconds") or 0.0 for row in videos.values()), 3),
         stage_seconds={name: round(seconds, 3) for name, seconds in sorted(stages.items())},
+        conditions=count_conditions(rows),
         errors=dict(errors.most_common()),
     )
+
+
+def count_conditions(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    """Add up what rows were conditioned on: a portrait that is shared is computed once.
+
+    Args:
+        rows: Rows of a results table, or some of them; a sample counts once.
+
+    Returns:
+        Kind of condition to how many were ``computed`` and ``reused``, by every worker.
+    """
+    total: dict[str, Counter[str]] = {}
+    for row in {row["sample_id"]: row for row in rows if row.get("conditions")}.values():
+        for kind, uses in row["conditions"].items():
+            total.setdefault(kind, Counter(computed=0, reused=0)).update(uses)
+    return {kind: dict(uses) for kind, uses in sorted(total.items())}
+
+
+def conditions_line(conditions: Mapping[str, Mapping[str, int]]) -> str:
+    """Say in one line what :func:`count_conditions` has found."""
+    computed, reused = (
+        sum(uses[how] for uses in conditions.values()) for how in ("computed", "reused")
+    )
+    return f"{computed} computed, {reused} reused"
 
 
 def versions() -> dict[str, str]:
@@ -259,6 +286,12 @@ def render_html(
         rows="\n".join(map(_table_row, listed)),
         more=more,
         stages=_pairs({name: f"{value:.1f} s" for name, value in summary.stage_seconds.items()}),
+        conditions=_pairs(
+            {
+                kind: f"{uses['computed']} computed, {uses['reused']} reused"
+                for kind, uses in summary.conditions.items()
+            }
+        ),
         errors=_pairs(summary.errors),
         versions=_pairs(run["versions"]),
         settings=html.escape(
@@ -348,6 +381,7 @@ pre {{ background: #fff; border: 1px solid #dcdad4; border-radius: 10px; padding
 </table>{more}
 <div class=side>
 <section><h2>Seconds by stage</h2><table>{stages}</table></section>
+<section><h2>Conditions</h2><table>{conditions}</table></section>
 <section><h2>Failures by class</h2><table>{errors}</table></section>
 <section><h2>Versions</h2><table>{versions}</table></section>
 </div>

@@ -82,4 +82,6 @@ class CommitClip:
         }
         if "tasks" in row:  # of a long clip: what was done, saved by a checkpoint, lost
             record["tasks"] = row["tasks"]
+        if row.get("conditions"):
+            record["conditions"] = row["conditions"]
         self._ledger.commit(row["sample_id"], row["attempt_id"], row["video_path"], record)

@@ -97,6 +97,7 @@ class ConductClip:
             config=self._config,
             on_progress=functools.partial(self._tell, row["sample_id"]),
         )
+        row["conditions"] = conductor.counts.conditions  # filled on the way, whatever comes after
         num_segments = conductor.run()
         started = time.monotonic()
         measured = self._join(store, num_segments, target)

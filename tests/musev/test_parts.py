@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
-from musev.parts import NoStore, RecentParts, part_key
+from musev.parts import NoStore, OwnParts, RecentParts, kind_of, part_key
 
 
 def test_a_part_is_made_once_and_counted() -> None:
@@ -15,11 +16,17 @@ def test_a_part_is_made_once_and_counted() -> None:
         calls.append(1)
         return torch.ones(3)
 
-    first = store.find("a", make)
-    assert store.find("a", make) is first
-    store.find("b", make)
-    assert len(calls) == 2
-    assert (store.counts.made, store.counts.found) == (2, 1)
+    first = store.find("text-a", make)
+    before = store.counts.copy()
+    assert store.find("text-a", make) is first
+    store.find("text-b", make)
+    store.find("reference-b", make)
+    assert len(calls) == 3
+    assert (store.counts.made, store.counts.found) == ({"text": 2, "reference": 1}, {"text": 1})
+    assert store.counts.since(before) == {
+        "reference": {"computed": 1, "reused": 0},
+        "text": {"computed": 1, "reused": 1},
+    }
 
 
 def test_the_parts_used_longest_ago_go_first() -> None:
@@ -39,11 +46,30 @@ def test_the_parts_used_longest_ago_go_first() -> None:
 
 def test_what_is_not_here_is_asked_for_beyond() -> None:
     beyond = RecentParts()
-    beyond.find("a", lambda: torch.full((1,), 7.0))
+    beyond.find("text-a", lambda: torch.full((1,), 7.0))
     here = RecentParts(beyond)
-    assert float(here.find("a", lambda: torch.zeros(1))) == 7.0
-    assert beyond.counts.found == 1
-    assert float(NoStore().find("a", lambda: torch.zeros(1))) == 0.0
+    assert float(here.find("text-a", lambda: torch.zeros(1))) == 7.0
+    assert beyond.counts.found == {"text": 1}
+    assert (here.counts.made, here.counts.found) == ({}, {"text": 1}), "computed by somebody else"
+    assert float(NoStore().find("text-a", lambda: torch.zeros(1))) == 0.0
+
+
+def test_a_part_that_cannot_be_computed_counts_as_nothing() -> None:
+    store = RecentParts()
+    with pytest.raises(ZeroDivisionError):
+        store.find("text-a", lambda: torch.zeros(1 // 0))
+    assert not store.counts.made
+    assert not store.counts.found
+
+
+def test_what_is_a_clips_own_is_computed_and_not_kept() -> None:
+    store = RecentParts()
+    own = OwnParts(store, {"reference"})
+    for _ in range(2):
+        own.find("reference-a", lambda: torch.zeros(1))
+        own.find("text-a", lambda: torch.zeros(1))
+    assert store.counts.made == {"reference": 2, "text": 1}
+    assert store.counts.found == {"text": 1}
 
 
 def test_keys_follow_content() -> None:
@@ -58,3 +84,4 @@ def test_keys_follow_content() -> None:
         part_key("x", picture, torch.ones(2), "text", False),
     ]
     assert len({key, *others}) == 6
+    assert kind_of(part_key("image prompt", picture)) == "image prompt"

@@ -46,11 +46,13 @@ class NotedEngine:
     """Loads a :class:`ColourEngine` that notes its process and every window it has computed.
 
     ``hang_once``: the first worker that computes this frame in the middle of a clip hangs.
+    ``hang_first``: the first worker that computes the conditions hangs.
     ``seconds``: every window takes so long.
     """
 
     notes: Path
     hang_once: int | None = None
+    hang_first: bool = False
     seconds: float = 0.0
 
     def __call__(self, profile: Profile, device: str, parts: Any = None) -> Engine:
@@ -80,6 +82,17 @@ class _NotedColours(ColourEngine):
         super().__init__(profile)
         self._notes = notes
 
+    def condition(self, request: ClipRequest, media: Any) -> Any:
+        if self._notes.hang_first:
+            self._hang_once()
+        return super().condition(request, media)
+
+    def _hang_once(self) -> None:
+        hung = self._notes.notes / "hung"
+        if not hung.exists():
+            hung.touch()
+            time.sleep(3600)
+
     @contextmanager
     def open_clip(
         self, request: ClipRequest, conditions: float, video: Path | None
@@ -88,10 +101,8 @@ class _NotedColours(ColourEngine):
         with super().open_clip(request, conditions, video) as denoise:
 
             def noted(noisy: Any, timestep: float, frames: tuple[int, ...]) -> Any:
-                hung = notes.notes / "hung"
-                if notes.hang_once in frames and not hung.exists():
-                    hung.touch()
-                    time.sleep(3600)
+                if notes.hang_once in frames:
+                    self._hang_once()
                 time.sleep(notes.seconds)
                 estimate = denoise(noisy, timestep, frames)
                 with (notes.notes / "windows").open("a") as lines:

@@ -52,10 +52,11 @@ def test_a_long_clips_tasks_one_after_the_other(folder: Path) -> None:
     clip = long_request(condition_image=picture(folder / "face.png", colour=51, side=64))
     row = {"row": 0, "request": request_to_json(clip)}
     row = load_inputs(row, cache=wired.cache, name_sample=wired.name_sample)
-    conditions, facts, seconds = ray.get(worker.condition.remote(row))
+    conditions, facts, seconds, uses = ray.get(worker.condition.remote(row))
     assert facts.num_given == 1
     assert float(facts.given_BCTHW.mean()) == pytest.approx(0.2)
     assert seconds >= 0
+    assert uses == {}, "the stand-in computes no parts"
     references = [ray.put(row), ray.put(conditions)]
     noisy = pack(torch.zeros(1, 4, 3, 4, 4))
     answers = [

@@ -102,6 +102,20 @@ def test_a_worker_that_hangs_is_overtaken(folder: Path) -> None:
     assert row["tasks"]["tasks"] == NUM_TASKS
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_that_hangs_over_the_conditions_is_overtaken_or_replaced(
+    folder: Path, workers: int
+) -> None:
+    clip, engine = long_request(), NotedEngine(folder, hang_first=True)
+    run = conducted(folder, clip, engine, workers=(workers, workers), late_s=0.5)
+    row, video = run.run()
+    assert video == rendered_here(folder, clip)
+    assert row["tasks"]["late"] >= 1
+    assert row["tasks"]["tasks"] == NUM_TASKS
+    if workers == 1:
+        assert row["tasks"]["lost"] == 1, "nobody else could have gone on"
+
+
 def test_another_attempt_goes_on_from_the_last_checkpoint(folder: Path) -> None:
     class Stop(BaseException):
         """Takes the conductor down in the middle."""

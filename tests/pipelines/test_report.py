@@ -16,6 +16,8 @@ from pipelines import report
 from pipelines.ledger import Ledger, video_path
 from pipelines.report import (
     MAX_TABLE_ROWS,
+    conditions_line,
+    count_conditions,
     counts_line,
     make_card,
     read_preview,
@@ -110,6 +112,23 @@ def test_the_sums_count_shared_videos_once(ledger: Ledger, video: Path) -> None:
     assert summary.stage_seconds == {"decode": 1.0, "denoise": 4.0}
     assert summary.errors == {"MediaError": 1}
     assert counts_line(summary) == "3 of 4 committed, 1 failed"
+
+
+def test_conditions_of_a_shared_video_count_once_and_those_of_failed_rows_too() -> None:
+    def row(sample: str, **conditions: tuple[int, int]) -> dict[str, Any]:
+        uses = {kind: {"computed": a, "reused": b} for kind, (a, b) in conditions.items()}
+        return {**FAILED, "sample_id": sample, "conditions": uses}
+
+    rows = [row("a", text=(1, 0), reference=(1, 2)), row("a", text=(1, 0), reference=(1, 2))]
+    rows += [row("b", text=(0, 4)), row("c"), FAILED]
+    found = count_conditions(rows)
+    assert found == {
+        "reference": {"computed": 1, "reused": 2},
+        "text": {"computed": 1, "reused": 4},
+    }
+    assert conditions_line(found) == "2 computed, 6 reused"
+    assert summarize(rows).conditions == found
+    assert conditions_line(count_conditions([FAILED])) == "0 computed, 0 reused"
 
 
 def test_quarantined_rows_are_counted_by_themselves() -> None:
