@@ -124,6 +124,9 @@ class FirstFrameConfig:
     """Whether this picture is shown the reference, and so on below."""
     with_image_prompt: bool = True
     with_face: bool = True
+    becomes_reference: bool = False
+    """Whether a drawn picture takes the place of a given reference and image prompt; a redrawn one
+    always does."""
 
     def __post_init__(self) -> None:
         _check(1 <= self.num_steps <= 1000, f"steps must be in 1..1000, got {self.num_steps}")
@@ -420,8 +423,20 @@ class ClipRequest:
     """Whether the frames start from the video's and not from noise; see ``strength``."""
     video_is_control: bool = False
     """Whether the video's frames are control maps already."""
+    video_may_be_cut: bool = False
+    """Whether a damaged video is read as far as its first damage."""
+    sample_rate: int | None = None
+    """Frame ``t`` of the clip reads frame ``t * sample_rate`` of the video; None: by time."""
+    keypoints: str | None = None
+    """People to draw control maps of, in place of a video: a Parquet file."""
+    condition_has_own_map: bool = False
+    """Whether frame 0, the condition image, is no frame of the video: a map is made of the image,
+    and frame ``t`` reads frame ``t - 1`` of the video."""
+    align: Align | None = None
+    """Whether people are moved onto the one in the condition image; None: there are none."""
     control: tuple[str, ...] = ()
-    """ControlNets that read the video's frames."""
+    """What controls the clip: names of maps that are made, or of ControlNets that read the video's
+    frames as they are."""
     control_scale: tuple[float, ...] = ()
     """Strength of each of ``control``; all 1 where nothing is given."""
     num_frames: int
@@ -463,7 +478,21 @@ class ClipRequest:
         for column in PICTURE_COLUMNS:
             for number, uri in enumerate(self.pictures(column)):
                 found[f"{column}.{number}" if number else column] = uri
-        return found if self.video is None else found | {"video": self.video}
+        others = {name: getattr(self, name) for name in ("video", "keypoints")}
+        return found | {name: uri for name, uri in others.items() if uri is not None}
+
+    @property
+    def maps_made_of(self) -> str:
+        """Column that control maps have to be made of: ``video``, ``keypoints`` or none."""
+        if self.keypoints is not None:
+            return "keypoints"
+        made = self.video is not None and bool(self.control) and not self.video_is_control
+        return "video" if made else ""
+
+    @property
+    def needs_maps(self) -> bool:
+        """Whether any control map has to be made before the clip can be."""
+        return bool(self.maps_made_of) or self.condition_has_own_map
 
     @property
     def files(self) -> dict[str, str]:

@@ -5,14 +5,18 @@ F frame within a window, H W latent rows and columns, Y X pixel rows and columns
 embedding.
 
 Control frame ``t`` belongs to frame ``t`` of the finished video. So a conditioning frame at the
-front, given or drawn, is controlled by control frame 0 (ALGORITHM.md 11).
+front, given or drawn, is controlled by control frame 0 (ALGORITHM.md 11); by its own map where
+there is one, and then frame ``t`` reads map ``t - 1``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 import torch
@@ -20,8 +24,16 @@ from einops import rearrange
 from torch import Tensor
 
 from musev.config import ClipRequest
+from musev.control.controlnets import controlnet_for
 from musev.errors import RequestError
-from musev.media import FrameStore, fit_image, read_video, resample_frames, scan_video
+from musev.media import (
+    FrameStore,
+    fit_image,
+    pick_frames,
+    read_frames,
+    read_video,
+    time_frames,
+)
 from musev.models.attachments import ControlResiduals
 from musev.models.bundle import ModelBundle
 from musev.models.control import ControlNet, MultiControlNet
@@ -29,6 +41,9 @@ from musev.models.control import ControlNet, MultiControlNet
 EMBEDDED_BYTES = 512 * 2**20
 """Bound on the embedded frames kept for a clip and a network: 200 frames of 512x512 in half
 precision. Frames beyond it are embedded again for every window."""
+
+OPEN_PIECES = 64
+"""Pieces of a map video kept open at a time: 8 bytes of memory a frame, and files on disk."""
 
 Embedded = Callable[[Sequence[int]], Tensor]
 """Frame numbers to ``embedded_RCHW``, one row a frame."""
@@ -128,60 +143,175 @@ class ClipControl:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ControlMaps:
+    """Control maps that were made for a clip: of each name those of its frames, and one in front.
+
+    A long map video comes as pieces, so that who needs a few frames reads a few files.
+    """
+
+    open_piece: Callable[[str, int], Path] | None = None
+    """Name and number to a map video of :attr:`piece_frames` frames, the last one of fewer, at the
+    clip's rate and size. None: all names read :attr:`video`."""
+    piece_frames: int = 0
+    video: Path | None = None
+    """A control video as the user gave it."""
+    front: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """``image_YXC`` of each name that has a map of the condition image."""
+
+
+class MapReader:
+    """The maps of one control name by frame number; at most so many pieces are kept open."""
+
+    def __init__(self, request: ClipRequest, name: str, maps: ControlMaps) -> None:
+        """Set up; nothing is opened yet.
+
+        Args:
+            request: Whose maps; for errors, and for how a control video is read.
+            name: Of the control.
+            maps: Where they lie.
+        """
+        self._request = request
+        self._name = name
+        self._maps = maps
+        self._open: OrderedDict[int, FrameStore] = OrderedDict()
+
+    def __enter__(self) -> MapReader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        while self._open:
+            self._open.popitem()[1].close()
+
+    def read(self, frame: int) -> np.ndarray:
+        """Read the map of one frame of the clip.
+
+        Args:
+            frame: From 0.
+
+        Returns:
+            ``image_YXC``: uint8.
+
+        Raises:
+            MediaError: If there is no such frame, or a file cannot be read.
+        """
+        if self._name in self._maps.front:
+            if frame == 0:
+                return self._maps.front[self._name]
+            frame -= 1
+        if self._maps.open_piece is None:
+            return self._piece(0).read(frame)
+        number, within = divmod(frame, self._maps.piece_frames)
+        return self._piece(number).read(within)
+
+    def _piece(self, number: int) -> FrameStore:
+        if number not in self._open:
+            while len(self._open) >= OPEN_PIECES:
+                self._open.popitem(last=False)[1].close()
+            self._open[number] = self._store(number)
+        self._open.move_to_end(number)
+        return self._open[number]
+
+    def _store(self, number: int) -> FrameStore:
+        if self._maps.open_piece is not None:
+            path = self._maps.open_piece(self._name, number)
+            where = f"request {self._request.request_id!r}, {self._name} maps, piece {number}"
+            return FrameStore(read_video(path), name=where)
+        assert self._maps.video is not None
+        return open_control_frames(self._request, self._maps.video)
+
+
 @contextmanager
 def open_control(
-    bundle: ModelBundle, request: ClipRequest, video: Path | None
+    bundle: ModelBundle, request: ClipRequest, maps: Path | Mapping[str, Path] | ControlMaps | None
 ) -> Iterator[ClipControl | None]:
-    """Open a clip's control video and keep it open for as long as the clip is rendered.
+    """Open a clip's control maps and keep them open for as long as the clip is rendered.
 
     Args:
         bundle: Holds the ControlNets.
-        request: Names them in ``control``; gives size and frame rate.
-        video: A file whose frames are control maps; None for a clip without control.
+        request: Names the controls in ``control``; gives size and frame rate.
+        maps: Maps that were made for the clip; or a file whose frames are control maps, for all
+            names or one for each; None for a clip without control.
 
     Yields:
         The clip's control, or None.
 
     Raises:
-        RequestError: If the request names no ControlNet, or one that the bundle does not hold.
-        MediaError: If the file cannot be read.
+        RequestError: If the request names no control, or one that no ControlNet of the bundle is
+            for, or gives it no maps.
+        MediaError: If a file cannot be read.
     """
-    if video is None:
+    if maps is None or (
+        isinstance(maps, Path) and request.start_from_video and not request.control
+    ):
         yield None
         return
     nets = _find_nets(bundle, request)
-    with open_control_frames(request, video) as store:
-        embedded = [EmbeddedFrames(net, store.read) for net in nets]
+    with ExitStack() as stack:
+        readers = [
+            stack.enter_context(MapReader(request, name, _maps_of(request, name, maps)))
+            for name in request.control
+        ]
+        embedded = [
+            EmbeddedFrames(net, reader.read) for net, reader in zip(nets, readers, strict=True)
+        ]
         yield ClipControl(nets, embedded, lambda _timestep: request.control_scale)
 
 
+def _maps_of(
+    request: ClipRequest, name: str, maps: Path | Mapping[str, Path] | ControlMaps
+) -> ControlMaps:
+    if isinstance(maps, ControlMaps):
+        return maps
+    if isinstance(maps, Path):
+        return ControlMaps(video=maps)
+    if name not in maps:
+        raise RequestError(
+            f"request {request.request_id!r}: there are no control maps for {name!r}, only for: "
+            f"{', '.join(maps) or 'none'}. Give one video for each name in control."
+        )
+    return ControlMaps(video=maps[name])
+
+
 def open_control_frames(request: ClipRequest, video: Path) -> FrameStore:
-    """Open a control video as frames by number, at the clip's frame rate and size.
+    """Open a video as frames by number, at the clip's frame rate and size.
 
     Args:
-        request: Gives frame rate and size; where rates differ, the frame that is on screen at the
-            wanted moment is taken.
+        request: Gives rate and size, and which frames are read; by time, it is the frame that is on
+            screen at the wanted moment.
         video: The file.
 
     Returns:
         Frames from 0; decoded as far as they are asked for.
     """
     name = f"request {request.request_id!r}, control video {video.name}"
-    return FrameStore(_fitted_frames(request, video), name=name)
+    return FrameStore(fitted_frames(request, video), name=name)
 
 
-def _fitted_frames(request: ClipRequest, video: Path) -> Iterator[np.ndarray]:
-    source_fps = scan_video(video).fps
+def fitted_frames(request: ClipRequest, video: Path) -> Iterator[np.ndarray]:
+    """Frames of a video, one after another, as :func:`open_control_frames` numbers them."""
+    times = time_frames(video, may_be_cut=request.video_may_be_cut)
+    numbers = pick_frames(times, fps=request.fps, sample_rate=request.sample_rate)
+    with closing(read_frames(video, times, numbers)) as frames:
+        for frame_YXC in frames:
+            yield fit_frame(request, frame_YXC)
+
+
+def fit_frame(request: ClipRequest, frame_YXC: np.ndarray) -> np.ndarray:
+    """Crop and resize a frame of a video to the clip's size, as the request's profile does."""
     upstream = request.sampling.image_fit == "upstream"
-    with closing(read_video(video)) as decoded:
-        for frame_YXC in resample_frames(decoded, source_fps=source_fps, fps=request.fps):
-            yield fit_image(
-                frame_YXC,
-                width=request.width,
-                height=request.height,
-                resampling="bilinear" if upstream else "lanczos",
-                exact_upstream=upstream,
-            )
+    return fit_image(
+        frame_YXC,
+        width=request.width,
+        height=request.height,
+        resampling="bilinear" if upstream else "lanczos",
+        exact_upstream=upstream,
+    )
 
 
 def _find_nets(bundle: ModelBundle, request: ClipRequest) -> list[ControlNet]:
@@ -191,11 +321,14 @@ def _find_nets(bundle: ModelBundle, request: ClipRequest) -> list[ControlNet]:
             f"{where}: a control video is given, but no ControlNet is named. Put its name into "
             "control."
         )
+    nets = []
     for name in request.control:
-        if name not in bundle.controlnets:
+        held = controlnet_for(name, bundle.controlnets)
+        if held is None:
             raise RequestError(
                 f"{where}: the weights hold no ControlNet {name!r}; they hold: "
                 f"{', '.join(bundle.controlnets) or 'none'}. Name one of these in control, or add "
                 f"weights.controlnets.{name}."
             )
-    return [bundle.controlnets[name] for name in request.control]
+        nets.append(bundle.controlnets[held])
+    return nets

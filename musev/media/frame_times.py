@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
@@ -164,7 +164,7 @@ def pick_frames(times: FrameTimes, *, fps: float, sample_rate: int | None = None
 
 def read_frames(
     path: str | os.PathLike[str], times: FrameTimes, numbers: Sequence[int] | np.ndarray
-) -> Iterator[np.ndarray]:
+) -> Generator[np.ndarray]:
     """Read chosen frames of a video, one after another.
 
     What lies before the first of them is not decoded where the file's index leads there; that it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,14 +13,17 @@ import pytest
 import torch
 
 from musev.config import ClipRequest, SamplingConfig
+from musev.control import clip_control
 from musev.control.clip_control import (
     ClipControl,
+    ControlMaps,
     EmbeddedFrames,
+    MapReader,
     open_control,
     open_control_frames,
 )
 from musev.errors import MediaError, RequestError
-from musev.media import write_segment
+from musev.media import write_lossless, write_segment
 from musev.models.bundle import ModelBundle
 from musev.models.control import ControlNet
 from musev.models.tiny import make_tiny_bundle
@@ -175,3 +179,78 @@ def test_a_network_that_is_not_there_is_named(
 
     with pytest.raises(RequestError, match=phrase):
         list(open_it())
+
+
+def pieces(folder: Path, name: str, num_frames: int, size: int) -> None:
+    for number in range(0, num_frames, size):
+        maps = [control_map(n) for n in range(number, min(number + size, num_frames))]
+        write_lossless(folder / f"{name}-{number // size}.mkv", maps, fps=8)
+
+
+def test_maps_come_from_pieces_with_the_condition_images_own_in_front(tmp_path: Path) -> None:
+    pieces(tmp_path, "canny", 7, 3)
+    opened: list[int] = []
+
+    def open_piece(name: str, number: int) -> Path:
+        opened.append(number)
+        return tmp_path / f"{name}-{number}.mkv"
+
+    maps = ControlMaps(open_piece=open_piece, piece_frames=3)
+    with MapReader(request(), "canny", maps) as reader:
+        for frame in (6, 0, 1, 6):
+            np.testing.assert_array_equal(reader.read(frame), control_map(frame))
+        assert opened == [2, 0]
+    in_front = dataclasses.replace(maps, front={"canny": control_map(99)})
+    with MapReader(request(), "canny", in_front) as reader:
+        np.testing.assert_array_equal(reader.read(0), control_map(99))
+        np.testing.assert_array_equal(reader.read(4), control_map(3))
+        with pytest.raises(MediaError, match="canny maps, piece 2"):
+            reader.read(9)
+
+
+def test_few_pieces_are_open_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clip_control, "OPEN_PIECES", 2)
+    pieces(tmp_path, "canny", 6, 1)
+    maps = ControlMaps(open_piece=lambda name, n: tmp_path / f"{name}-{n}.mkv", piece_frames=1)
+    with MapReader(request(), "canny", maps) as reader:
+        for frame in range(6):
+            np.testing.assert_array_equal(reader.read(frame), control_map(frame))
+        assert len(reader._open) == 2
+
+
+def test_the_map_of_an_image_stands_in_front_of_a_control_video(video: Path) -> None:
+    maps = ControlMaps(video=video, front={"openpose": control_map(1)})
+    with MapReader(request(), "openpose", maps) as reader:
+        np.testing.assert_array_equal(reader.read(0), control_map(1))
+        assert abs(int(reader.read(2).mean()) - 30) <= 2
+
+
+def test_every_network_reads_its_own_maps(tmp_path: Path, bundle: ModelBundle) -> None:
+    nets = dataclasses.replace(
+        bundle, controlnets={**bundle.controlnets, "canny": bundle.controlnets["openpose"]}
+    )
+    pieces(tmp_path, "dwpose", 4, 4)
+    pieces(tmp_path, "canny", 4, 4)
+    files = {name: tmp_path / f"{name}-0.mkv" for name in ("dwpose", "canny")}
+    write_lossless(files["canny"], [control_map(n + 50) for n in range(4)], fps=8)
+    both = request(control=("dwpose", "canny"))
+    with open_control(nets, both, files) as control:
+        assert control is not None
+        poses, edges = (embedded([2]) for embedded in control._embedded)
+    net = bundle.controlnets["openpose"]
+    for found, frame in ((poses, 2), (edges, 52)):
+        image = torch.from_numpy(control_map(frame)).permute(2, 0, 1)[None].float() / 255
+        assert torch.equal(found, net.embed_condition(image))
+    with (
+        pytest.raises(RequestError, match="no control maps for 'canny', only for: dwpose"),
+        open_control(nets, both, {"dwpose": files["dwpose"]}),
+    ):
+        pass
+
+
+def test_every_so_manieth_frame_of_a_video(video: Path) -> None:
+    with open_control_frames(request(sample_rate=5), video) as store:
+        for place in (0, 1, 4):
+            assert abs(int(store.read(place).astype(int).mean()) - 50 * place) <= 2
+        with pytest.raises(MediaError, match="only 5"):
+            store.read(5)
