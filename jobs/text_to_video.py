@@ -40,7 +40,14 @@ from pipelines.manifest import read_manifest, resolve_rows
 from pipelines.media_cache import MediaCache
 from pipelines.plan import RunPlan, measured_requests, plan_run
 from pipelines.progress import BoardView, Meter, describe_seconds
-from pipelines.report import CONTACT_SHEET, REPORT, Summary, write_report
+from pipelines.report import (
+    CONTACT_SHEET,
+    REPORT,
+    Summary,
+    conditions_line,
+    count_conditions,
+    write_report,
+)
 from pipelines.resources import (
     WorkerRange,
     connect,
@@ -60,7 +67,7 @@ from pipelines.text_to_video import (
 logger = logging.getLogger(__name__)
 
 _SHOWN_FAILURES = 20
-_FORECAST_S = 20.0
+_FORECAST_S = 60.0
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -305,6 +312,9 @@ def _summary_lines(
         f"already there  {there} rows",
         f"failed         {summary.num_failed + summary.num_quarantined} rows",
     ]
+    here = [record for record in records if record.get("run_id") == ledger.run_id]
+    if conditions := count_conditions(here):
+        lines.insert(1, f"conditions     {conditions_line(conditions)}")
     bad = [record for record in records if record["status"] != "committed"]
     lines += [
         f"  {record['request_id']}: {record['error_class']} in {record['error_stage']}: "

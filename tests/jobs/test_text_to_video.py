@@ -301,6 +301,23 @@ def test_a_run_can_be_followed_and_says_where_everything_is(
 
 
 @pytest.mark.timeout(450)
+def test_what_rows_share_is_computed_once_and_the_summary_counts_it(
+    folder: Path, mixed_run: subprocess.CompletedProcess[str]
+) -> None:
+    counts = json.loads((folder / "out" / "run.json").read_text())["conditions"]
+    text = counts.pop("text")
+    # Of three pictures, two in files and one drawn for "prompt"; five clips, one of them long.
+    once = {"computed": 3, "reused": 2}
+    assert counts == {"condition frames": once, "image prompt": once, "reference": once}
+    # No prompt in four rows; "prompt" has one for its first frame and one without its negative.
+    assert text["computed"] + text["reused"] == 6
+    assert text["computed"] in (3, 4), "a text that two workers need is computed by both"
+    computed, reused = 9 + text["computed"], 6 + text["reused"]
+    assert f"conditions     {computed} computed, {reused} reused" in mixed_run.stdout
+    assert "Conditions" in (folder / "out" / "report.html").read_text()
+
+
+@pytest.mark.timeout(450)
 def test_a_second_run_renders_nothing_and_a_mended_row_is_taken_up(
     folder: Path, mixed_run: subprocess.CompletedProcess[str]
 ) -> None:
@@ -316,5 +333,6 @@ def test_a_second_run_renders_nothing_and_a_mended_row_is_taken_up(
     assert rows["missing"]["status"] == "committed"
     assert rows["missing"]["num_frames"] == 3
     assert "already there  6 rows" in again.stdout
+    assert "conditions     4 computed, 0 reused" in again.stdout, "of this run"
     failures = (folder / "out" / "failures").glob("*.json")
     assert "missing" not in {json.loads(path.read_text())["request_id"] for path in failures}
