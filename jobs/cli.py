@@ -35,6 +35,7 @@ def main() -> None:
 
 _JOBS = {
     "text-to-video": "Render a manifest of prompts and reference images",
+    "from-musev": "Run a command line of the original MuseV",
     "plan": "Say what a manifest will cost before anything runs",
     "make-dataset": "Make a dataset of drawn or real clips",
     "evaluate": "Judge a run, or a profile on held-out requests",

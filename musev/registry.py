@@ -13,6 +13,7 @@ from musev.config import (
     WindowConfig,
 )
 from musev.errors import ConfigError
+from musev.negative_prompts import NEGATIVE_PROMPTS
 
 # Folders the original's README tells its users to create; override with --set weights.t2i=...
 _PUBLISHED = WeightsConfig(
@@ -29,18 +30,26 @@ PROFILES: dict[str, Profile] = {
     profile.name: profile
     for profile in (
         # The original's defaults (scripts/inference/text2video.py), its windows and its noise.
+        # docs/from-musev.md lists where the two differ, and why.
         Profile(
             name="upstream",
             weights=_PUBLISHED,
             precision="float16",
+            negative_prompt=NEGATIVE_PROMPTS["V5"],
             sampling=SamplingConfig(
                 noise="upstream_video_fusion",
                 image_fit="upstream",
+                strength_counts=False,
                 windows=WindowConfig(layout="upstream"),
             ),
         ),
         # Ours: counter-based noise, full windows, everything else as upstream.
-        Profile(name="musev", weights=_PUBLISHED, precision="float16"),
+        Profile(
+            name="musev",
+            weights=_PUBLISHED,
+            precision="float16",
+            negative_prompt=NEGATIVE_PROMPTS["V5"],
+        ),
         # The whole architecture in small, trained on drawn people (docs/mini-model.md).
         Profile(
             name="mini",

@@ -1,4 +1,4 @@
-"""MuseV's task YAML as manifest rows: references resolved, sweeps multiplied, templates filled.
+"""MuseV's task files as manifest rows: references resolved, sweeps multiplied, templates filled.
 
 Keys that ask for something this version cannot do become a :class:`BadCell` under their own name,
 so the row is refused by that name; attributes that only templates read go to ``extra``.
@@ -6,12 +6,15 @@ so the row is refused by that name; attributes that only templates read go to ``
 
 from __future__ import annotations
 
+import csv
 import difflib
+import io
 import itertools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+import fsspec
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -23,6 +26,8 @@ from pipelines.prompt_templates import fill_prompt
 from pipelines.rows import MANIFEST_COLUMNS, WHOLE_ROW, BadCell, canonical_json
 
 Task = dict[str, Any]
+Adapt = Callable[[Task], Task | None]
+"""Changes a filled task; None leaves it out."""
 
 # Upstream's key -> our column. Our own column names are understood too.
 _RENAMED = {
@@ -32,16 +37,32 @@ _RENAMED = {
     "ipadapter_image": "ip_adapter_image",
     "video_path": "video",
     "video_is_middle": "video_is_control",
+    "redraw_condition_image": "redraw",
+    "condition_images_index": "condition_index",
 }
 _CONSUMED = {
     "template_name",
     "origin_prompt",
     "negative_prompt",
     "video_negative_prompt",
-    "redraw_condition_image",
-    "condition_images_index",
+}
+# Columns that may be missing, and their values that ask for nothing.
+_LATER: Mapping[str, tuple[Any, ...]] = {
+    "redraw": (False,),
+    "condition_index": ([0],),
+    "start_from_video": (False,),
+    "sample_rate": (1,),
 }
 _TASK_KEYS = {*_RENAMED, *MANIFEST_COLUMNS, *_CONSUMED}
+
+
+IMAGE_SUFFIXES = ("jpg", "png", "jpeg", "webp")
+_VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm")
+
+
+def is_image_name(name: str) -> bool:
+    """Whether the original takes a path for an image; here a file's content decides."""
+    return name.lower().endswith(IMAGE_SUFFIXES)
 
 
 def read_tasks(text: str, where: str) -> list[dict[str, Any]]:
@@ -55,12 +76,79 @@ def read_tasks(text: str, where: str) -> list[dict[str, Any]]:
         One row for each task after sweeps; a task that cannot be read is one bad row. A file that
         is no YAML list is a ManifestError.
     """
-    rows: list[dict[str, Any]] = []
-    for index, task in enumerate(load_tasks(text, where)):
-        if isinstance(task, BadCell):
-            rows.append({WHOLE_ROW: task})
+    return task_rows(load_tasks(text, where))
+
+
+def load_task_file(uri: str) -> list[Task | BadCell]:
+    """Read a task file, YAML or CSV.
+
+    Args:
+        uri: Path or URL; a name that ends in ``.csv`` is a table with a key a column.
+
+    Returns:
+        The tasks as they are written, references resolved; empty cells of a table are left out.
+
+    Raises:
+        ManifestError: If the file cannot be read.
+    """
+    try:
+        fs, path = fsspec.core.url_to_fs(uri)
+        text = fs.cat_file(path).decode("utf-8-sig")
+    except (OSError, ValueError, ImportError) as problem:
+        raise ManifestError(f"cannot read the task file {uri}: {problem}") from None
+    if not uri.lower().endswith(".csv"):
+        return load_tasks(text, uri)
+    try:
+        table = list(csv.DictReader(io.StringIO(text), strict=True))
+    except csv.Error as problem:
+        raise ManifestError(f"{uri}: not a readable CSV file ({problem}).") from None
+    tasks: list[Task | BadCell] = []
+    for number, row in enumerate(table, start=1):
+        if None in row:
+            tasks.append(BadCell(f"{uri}: task {number} has more cells than the header. Quote it."))
             continue
-        rows.extend(_task_rows(task, index))
+        tasks.append({key: value for key, value in row.items() if value})
+    return tasks
+
+
+def task_names(tasks: Sequence[Task | BadCell]) -> list[str]:
+    """Names of tasks; one without a name is called by its place, an unreadable one has none."""
+    return [
+        _name_of(task, index) for index, task in enumerate(tasks) if not isinstance(task, BadCell)
+    ]
+
+
+def _name_of(task: Task, index: int) -> str:
+    name = task.get("name")
+    return str(index if name is None else name)
+
+
+def task_rows(
+    tasks: Sequence[Task | BadCell],
+    *,
+    keep: Collection[str] | None = None,
+    adapt: Adapt = dict,
+    negatives: Mapping[str, str] = NEGATIVE_PROMPTS,
+) -> list[dict[str, Any]]:
+    """Make raw manifest rows of tasks.
+
+    Args:
+        tasks: From :func:`load_tasks` or :func:`load_task_file`.
+        keep: Names of the tasks that are wanted; None for all, unreadable ones included.
+        adapt: Changes every task after its sweeps and templates.
+        negatives: Table of negative prompts; a text that is no name of it is taken literally.
+
+    Returns:
+        One row for each task after sweeps; a task that cannot be read is one bad row.
+    """
+    rows: list[dict[str, Any]] = []
+    for index, task in enumerate(tasks):
+        if isinstance(task, BadCell):
+            if keep is None:
+                rows.append({WHOLE_ROW: task})
+        elif keep is None or _name_of(task, index) in keep:
+            named = {**task, "name": _name_of(task, index)}
+            rows.extend(_task_rows(named, adapt, negatives))
     return rows
 
 
@@ -145,27 +233,30 @@ def fill_templates(task: Task) -> list[Task]:
     return [{**task, "prompt": prompt, "origin_prompt": written} for prompt in prompts]
 
 
-def _task_rows(task: Task, index: int) -> list[dict[str, Any]]:
-    rows = []
+def _task_rows(task: Task, adapt: Adapt, negatives: Mapping[str, str]) -> list[dict[str, Any]]:
+    filled: list[Task] = []
     for swept in expand_sweeps(task):
         try:
-            filled = fill_templates(swept)
+            filled += fill_templates(swept)
         except RequestError as problem:
-            filled = [{**swept, "prompt": BadCell(str(problem))}]
-        rows.extend(_to_row(one, index) for one in filled)
-    if len(rows) > 1:
-        totals = Counter(row["request_id"] for row in rows)
-        places: Counter[Any] = Counter()
-        for row in rows:
-            name = row["request_id"]
-            places[name] += 1
-            if totals[name] > 1:
-                row["request_id"] = f"{name}-{places[name]}"
-    return rows
+            filled.append({**swept, "prompt": BadCell(str(problem))})
+    names = _numbered([str(one["name"]) for one in filled])
+    adapted = [(name, adapt(one)) for name, one in zip(names, filled, strict=True)]
+    return [_to_row({**one, "name": name}, negatives) for name, one in adapted if one is not None]
 
 
-def _to_row(task: Task, index: int) -> dict[str, Any]:
-    row: dict[str, Any] = {"request_id": str(index)}
+def _numbered(names: Sequence[str]) -> list[str]:
+    """Give rows that share a name a number each: ``dance-1``, ``dance-2``."""
+    totals, places = Counter(names), Counter[str]()
+    found = []
+    for name in names:
+        places[name] += 1
+        found.append(f"{name}-{places[name]}" if totals[name] > 1 else name)
+    return found
+
+
+def _to_row(task: Task, negatives: Mapping[str, str]) -> dict[str, Any]:
+    row: dict[str, Any] = {}
     extra: dict[str, Any] = {}
     for key, value in task.items():
         column = _RENAMED.get(key, key)
@@ -174,13 +265,15 @@ def _to_row(task: Task, index: int) -> dict[str, Any]:
         if column in MANIFEST_COLUMNS:
             if value is not None:
                 row[column] = _to_value(column, value)
+        elif column in _LATER:
+            if value is not None and value not in _LATER[column]:
+                row[column] = BadCell(f"{shorten(value)} is not supported yet. Take it out.")
         else:
             if near := _misspelt(key, task):
                 row[key] = BadCell(f"unknown key {key!r}. Did you mean {near!r}?")
             extra[key] = value
-    row["request_id"] = str(row["request_id"])
     row.setdefault("img_length_ratio", 1.0)  # upstream floors every size, also without a ratio
-    row |= _negative_prompt(task) | _refused(task)
+    row |= _negative_prompt(task, negatives)
     if extra:
         row.setdefault("extra", canonical_json(extra))
     return row
@@ -191,6 +284,9 @@ def _to_value(column: str, value: Any) -> Any:
         if len(value) == 1:
             return value[0]
         return BadCell(f"one image a row is supported, got {len(value)}. Keep one of them.")
+    if column == "condition_image" and isinstance(value, str):
+        if not is_image_name(value) and value.lower().endswith(_VIDEO_SUFFIXES):
+            return BadCell(f"{value} is a video, not an image. Give it as video_path.")
     return parse_cell(MANIFEST_COLUMNS[column], value) if isinstance(value, str) else value
 
 
@@ -201,27 +297,11 @@ def _misspelt(key: str, task: Mapping[str, Any]) -> str | None:
     return near[0] if near else None
 
 
-def _negative_prompt(task: Task) -> dict[str, Any]:
+def _negative_prompt(task: Task, negatives: Mapping[str, str]) -> dict[str, Any]:
     # The video call reads video_negative_prompt; negative_prompt is for making a first frame.
     given = task.get("video_negative_prompt")
     if given is None:
         given = task.get("negative_prompt")
     if given is None:
         return {}
-    return {
-        "negative_prompt": NEGATIVE_PROMPTS.get(given, given) if isinstance(given, str) else given
-    }
-
-
-def _refused(task: Task) -> dict[str, BadCell]:
-    refused = {}
-    if task.get("redraw_condition_image") not in (None, False):
-        refused["redraw_condition_image"] = BadCell(
-            "redrawing the condition image is not supported yet. Set it to false, or take it out."
-        )
-    index = task.get("condition_images_index")
-    if index not in (None, [0]):
-        refused["condition_images_index"] = BadCell(
-            f"the condition image can only be frame 0, got {shorten(index)}. Take the key out."
-        )
-    return refused
+    return {"negative_prompt": negatives.get(given, given) if isinstance(given, str) else given}

@@ -21,6 +21,7 @@ from musev.negative_prompts import missing_tokens
 from musev.registry import get_profile
 from musev.weights import controlnet_names
 from pipelines.checks import check_value, media_uri, nearest_hint, shorten
+from pipelines.frame_sizes import scaled_side
 from pipelines.rows import MANIFEST_COLUMNS, WHOLE_ROW, BadCell, RowFailure
 
 # SyntaxError is what Pillow raises for some broken headers; ImportError is a missing driver.
@@ -284,7 +285,7 @@ class _Resolver:
         sides = {name: value or getattr(profile, name) for name, value in sides.items()}
         step = profile.size_multiple
         if ratio is not None:
-            scaled = {name: int(value * ratio // step * step) for name, value in sides.items()}
+            scaled = {name: scaled_side(sides[name], ratio, multiple=step) for name in sides}
             for name, value in scaled.items():
                 column = MANIFEST_COLUMNS[name]
                 if not 0 < value <= (column.high or value):

@@ -11,6 +11,7 @@ from musev.registry import get_profile
 from pipelines.musev_tasks import (
     expand_sweeps,
     fill_templates,
+    is_image_name,
     load_tasks,
     read_tasks,
 )
@@ -29,6 +30,18 @@ EXAMPLES = (
 def golden(name: str) -> dict:
     require_goldens()
     return json.loads((FOLDER / name).read_text())
+
+
+IMAGE_NAMES = (
+    json.loads((FOLDER / "is_image.json").read_text()) if have_goldens() else [["missing", False]]
+)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(("name", "expected"), IMAGE_NAMES)
+def test_what_the_original_takes_for_an_image(name: str, expected: bool) -> None:
+    require_goldens()
+    assert is_image_name(name) is expected
 
 
 @pytest.mark.parity
@@ -124,8 +137,7 @@ def test_upstreams_rounding_holds_without_a_ratio() -> None:
 @pytest.mark.parametrize(
     ("keys", "column", "phrase"),
     [
-        ("redraw_condition_image: true", "redraw_condition_image", "not supported"),
-        ("condition_images_index: [-1]", "condition_images_index", "frame 0"),
+        ("condition_images: a.mp4", "condition_image", "Give it as video_path"),
         ("condition_images: [a.png, b.png]", "condition_image", "got 2"),
         ("video_path: a.mp4", "video", "driving video"),
         ("video_is_middle: true", "video_is_control", "needs a video"),
