@@ -126,7 +126,14 @@ def test_readme_lists_exactly_the_profiles() -> None:
 
 @pytest.mark.parametrize(
     "page",
-    ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/datasets.md", "docs/goldens.md"],
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/architecture.md",
+        "docs/datasets.md",
+        "docs/from-musev.md",
+        "docs/goldens.md",
+    ],
 )
 def test_pages_name_files_that_exist(page: str) -> None:
     text = (ROOT / page).read_text()
