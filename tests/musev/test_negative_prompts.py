@@ -13,13 +13,13 @@ TABLE = json.loads(FILE.read_text())["negative_prompt"] if have_goldens() else {
 
 @pytest.mark.parity
 @pytest.mark.parametrize("name", TABLE)
-def test_a_text_of_the_table_equals_the_originals(name: str) -> None:
+def test_a_text_of_the_table_equals_the_pipelines(name: str) -> None:
     require_goldens()
     assert NEGATIVE_PROMPTS[name] == TABLE[name]["prompt"]
 
 
 @pytest.mark.parity
-def test_the_table_has_no_other_names() -> None:
+def test_the_pipelines_table_has_no_other_names() -> None:
     require_goldens()
     assert list(NEGATIVE_PROMPTS) == list(TABLE)
 

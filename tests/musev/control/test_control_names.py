@@ -33,12 +33,12 @@ def _golden() -> dict:
 
 
 @pytest.mark.parity
-def test_names_are_the_originals_in_its_order() -> None:
+def test_names_are_the_original_pipelines_in_its_order() -> None:
     assert list(CONTROLS)[:26] == _golden()["names"]
 
 
 @pytest.mark.parity
-def test_controlnets_are_the_originals_but_for_those_that_say_so() -> None:
+def test_controlnets_are_the_original_pipelines_but_for_those_that_say_so() -> None:
     params = _golden()["params"]
     other = {
         name for name in params if CONTROLS[name].published != params[name]["controlnet_model_path"]
@@ -48,7 +48,7 @@ def test_controlnets_are_the_originals_but_for_those_that_say_so() -> None:
 
 
 @pytest.mark.parity
-def test_weights_are_published_where_the_original_looks() -> None:
+def test_weights_are_published_where_the_original_pipeline_looks() -> None:
     for name, params in _golden()["params"].items():
         weights = WEIGHTS.get(CONTROLS[name].detector)
         if weights is not None:
@@ -56,7 +56,7 @@ def test_weights_are_published_where_the_original_looks() -> None:
 
 
 @pytest.mark.parity
-def test_options_are_the_originals_but_for_the_forgotten_switch() -> None:
+def test_options_are_the_original_pipelines_but_for_the_forgotten_switch() -> None:
     ours = {"detect_resolution", "image_resolution"}
     for name, params in _golden()["params"].items():
         control = CONTROLS[name]

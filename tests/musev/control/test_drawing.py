@@ -59,7 +59,7 @@ def draw_all(case: int, canvas_size: tuple[int, int], name: str) -> np.ndarray:
 @pytest.mark.parity
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("case", CANVASES)
-def test_drawing_equals_the_original(case: int, name: str) -> None:
+def test_drawing_equals_the_pipelines(case: int, name: str) -> None:
     drawn = draw_all(case, CANVASES[case], name)
     suffix = "_expected_if_fixed" if "only" in name else ""
     np.testing.assert_array_equal(drawn, read_golden(f"{case}.{name}{suffix}.png"))
@@ -67,7 +67,7 @@ def test_drawing_equals_the_original(case: int, name: str) -> None:
 
 @pytest.mark.parity
 @pytest.mark.parametrize("case", CANVASES)
-def test_drawing_at_detection_size_then_stretched_equals_the_original(case: int) -> None:
+def test_drawing_at_detection_size_then_stretched_equals_the_pipelines(case: int) -> None:
     drawn = draw_all(case, DETECTION_CANVASES[case], "body_hand_face")
     golden = read_golden(f"{case}.pose2map_dr128_ir192.png")
     stretched = cv2.resize(drawn, golden.shape[1::-1], interpolation=cv2.INTER_LINEAR)

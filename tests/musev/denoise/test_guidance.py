@@ -40,7 +40,7 @@ def test_function_cases_are_equal(name: str) -> None:
 @pytest.mark.parametrize(
     "case", listed_cases(), ids=lambda case: case and "{num}-{method}".format(**case)
 )
-def test_listed_cases_are_equal(case: dict[str, Any]) -> None:
+def test_listed_pipeline_cases_are_equal(case: dict[str, Any]) -> None:
     require_goldens()
     found = scale_course(case["start"], case["stop"], case["num"], case["method"])
     assert list(found) == case["out"]

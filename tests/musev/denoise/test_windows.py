@@ -71,7 +71,7 @@ def layout_cases() -> list[Any]:
 
 @pytest.mark.parity
 @pytest.mark.parametrize("key", layout_cases(), ids=str)
-def test_plans_equal_the_original(key: tuple[str, int]) -> None:
+def test_pipeline_plans_equal_the_original(key: tuple[str, int]) -> None:
     require_goldens()
     cases = [
         case
@@ -124,7 +124,7 @@ def test_pipelines_use_the_recorded_windows(name: str) -> None:
 
 @pytest.mark.parity
 @pytest.mark.parametrize("case", recorded("ordered_halving.json"))
-def test_ordered_halving_equals_the_original(case: tuple[int, float]) -> None:
+def test_ordered_halving_of_the_pipeline_equals_the_original(case: tuple[int, float]) -> None:
     require_goldens()
     number, expected = case
     assert ordered_halving(number) == expected
@@ -132,7 +132,7 @@ def test_ordered_halving_equals_the_original(case: tuple[int, float]) -> None:
 
 @pytest.mark.parity
 @pytest.mark.parametrize("case", recorded("video_windows.json"))
-def test_video_windows_equal_the_original(case: dict[str, Any]) -> None:
+def test_video_windows_of_the_pipeline_equal_the_original(case: dict[str, Any]) -> None:
     require_goldens()
     found = plan_video_windows(
         case["total"],

@@ -244,7 +244,7 @@ def test_fit_refuses_impossible_sizes() -> None:
 
 @pytest.mark.parity
 @pytest.mark.parametrize("case", range(len(CROPS)))
-def test_crop_resize_equals_upstream(case: int) -> None:
+def test_crop_resize_equals_the_pipelines(case: int) -> None:
     images = _golden_images()
     height, width = CROPS[case]
     frames_TYXC = images[f"{case}.in"][0].transpose(1, 2, 3, 0)
@@ -256,7 +256,7 @@ def test_crop_resize_equals_upstream(case: int) -> None:
 
 @pytest.mark.parity
 @pytest.mark.parametrize("case", range(len(CROPS)))
-def test_crop_resize_for_detectors_equals_upstream(case: int) -> None:
+def test_crop_resize_for_detectors_equals_the_pipelines(case: int) -> None:
     images = _golden_images()
     height, width = CROPS[case]
     frame = images[f"{case}.in"][0, :, 0].transpose(1, 2, 0)
@@ -266,7 +266,7 @@ def test_crop_resize_for_detectors_equals_upstream(case: int) -> None:
 
 @pytest.mark.parity
 @pytest.mark.parametrize("case", ["rgba", "gray"])
-def test_reading_equals_upstream(case: str) -> None:
+def test_reading_equals_the_pipelines(case: str) -> None:
     images = _golden_images()
     image = read_image(_saved(Image.fromarray(images[f"{case}.in"]), "PNG"))
     np.testing.assert_array_equal(image, images[f"{case}.read5d"][0, :, 0].transpose(1, 2, 0))

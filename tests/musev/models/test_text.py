@@ -24,7 +24,7 @@ def _recorded(name: str) -> list[Any]:
 
 @pytest.mark.parity
 @pytest.mark.parametrize("case", _recorded("prompt_weights.json"), ids=str)
-def test_prompt_weights_equal_the_recorded(case: dict[str, Any]) -> None:
+def test_prompt_weights_of_the_pipeline_equal_the_recorded(case: dict[str, Any]) -> None:
     require_goldens()
     if "error" in case:
         with pytest.raises(RequestError, match=r"1\.2\.3"):
@@ -45,7 +45,7 @@ def _as_list(value: str | list[str]) -> list[str]:
 
 @pytest.mark.parity
 @pytest.mark.parametrize("case", _recorded("text_embeds.json"), ids=lambda c: str(c.get("case")))
-def test_text_embeddings_equal_the_recorded(case: dict[str, Any]) -> None:
+def test_text_embeddings_of_the_pipeline_equal_the_recorded(case: dict[str, Any]) -> None:
     require_goldens()
     tokenizer, encoder = _recorded_encoder()
     repeat = case.get("num_images_per_prompt", 1)
