@@ -12,15 +12,17 @@ by themselves. docs/from-musev.md says what became of every flag.
 from __future__ import annotations
 
 import json
+import posixpath
 import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import fsspec
+import pyarrow.parquet as pq
 import typer
 
 from jobs import text_to_video
@@ -39,13 +41,16 @@ from jobs._cli import (
 )
 from jobs._console import INTERRUPTED
 from musev.errors import ManifestError, MediaError
+from musev.media.exports import EXPORT_KINDS, ExportKind
 from pipelines.from_musev import MusevRun, Translation, original_name, translate
+from pipelines.ledger import RESULTS
 from pipelines.manifest import resolve_rows, split_writable, write_manifest
 from pipelines.musev_flags import OriginalCommand, read_command
 from pipelines.original_weights import find_path
 from pipelines.rows import canonical_json
 
 MANIFEST = "manifest.parquet"
+EXPORTS = "exports"
 _SOURCES = ("weights.bundle", "weights.random_seed", "weights.t2i", "weights.motion")
 _WORST_FIRST = (INTERRUPTED, TROUBLE, USAGE, ROWS_FAILED, OK)
 
@@ -107,6 +112,8 @@ def from_musev(
             statuses += [OK if complete else ROWS_FAILED, text_to_video.main([*argv, *more])]
             if statuses[-1] == INTERRUPTED:
                 break
+            if not dry_run and statuses[-1] in (OK, ROWS_FAILED):
+                tell_exports(command, f"{place}/{run.model}")
     raise typer.Exit(next(status for status in _WORST_FIRST if status in statuses))
 
 
@@ -177,6 +184,46 @@ def prepare(
     return [*argv, *(word for change in merged for word in ("--set", change))], not problems
 
 
+def tell_exports(command: OriginalCommand, folder: str) -> None:
+    """Write a run's videos in the other forms that the command asks for, and say where.
+
+    Args:
+        command: Its ``--save_filetype`` and ``--save_images``.
+        folder: Folder or URL of the run.
+    """
+    asked = {command["save_filetype"], *(["images"] if command["save_images"] else [])}
+    kinds = [kind for kind in EXPORT_KINDS if kind in asked]
+    if not kinds:
+        return
+    table, path = fsspec.core.url_to_fs(f"{folder}/{RESULTS}")
+    rows = pq.read_table(path, filesystem=table).to_pylist()
+    count = 0
+    for row in rows:
+        name = json.loads(row["extra"] or "{}").get("musev_name")
+        if row["status"] == "committed" and name:
+            count += 1
+            stem = posixpath.splitext(name)[0]
+            for kind in kinds:
+                _export(row, f"{folder}/{EXPORTS}/{stem}", kind)
+    typer.echo(f"exports        {count} videos as {', '.join(kinds)} in {folder}/{EXPORTS}")
+
+
+def _export(row: dict[str, Any], target: str, kind: ExportKind) -> None:
+    from musev.media.exports import export_video
+
+    ending = "" if kind == "images" else f".{kind}"
+    with tempfile.TemporaryDirectory(prefix="mv", dir="/tmp") as scratch:
+        video, made = Path(scratch) / "video.mp4", Path(scratch) / f"made{ending}"
+        source, path = fsspec.core.url_to_fs(row["video_uri"])
+        source.get_file(path, str(video))
+        export_video(video, made, kind, fps=row["fps"])
+        store, place = fsspec.core.url_to_fs(target + ending)
+        for file in sorted(made.iterdir()) if made.is_dir() else [made]:
+            goal = f"{place}/{file.name}" if made.is_dir() else place
+            store.makedirs(store._parent(goal), exist_ok=True)
+            store.put_file(str(file), goal)
+
+
 def measure_video(uri: str) -> tuple[int, int, int] | None:
     """Measure a driving video.
 
@@ -186,7 +233,7 @@ def measure_video(uri: str) -> tuple[int, int, int] | None:
     Returns:
         Number of frames, width and height; None if it cannot be read, which its row then tells.
     """
-    from musev.media import probe_video
+    from musev.media import scan_video
 
     try:
         with tempfile.TemporaryDirectory(prefix="mv", dir="/tmp") as folder:
@@ -195,7 +242,7 @@ def measure_video(uri: str) -> tuple[int, int, int] | None:
                 file = Path(folder) / "video"
                 fs, path = fsspec.core.url_to_fs(uri)
                 fs.get_file(path, str(file))
-            facts = probe_video(file)
+            facts = scan_video(file)
     except (MediaError, OSError, ValueError, ImportError):
         return None
     return facts.num_frames, facts.width, facts.height

@@ -116,11 +116,12 @@ _TABLE = """
 --output_dir | text | $PROJECT/results | run
     `--output`; videos are found through the results table, whose `extra` tells the original's
     file name
---save_filetype | text | mp4 | refused
+--save_filetype | text | mp4 | run
     of: gif mp4 webp images
-    videos are mp4 (H.264); make others of them with ffmpeg
---save_images | on | - | ignored
-    frames are not written one by one; take them from the mp4 with ffmpeg
+    videos are mp4 (H.264); other kinds are made from them into `OUT/<model>/exports/`, under
+    the original's names
+--save_images | on | - | run
+    also writes every frame, into a folder of the video's name in `OUT/<model>/exports/`
 --overwrite | on | - | ignored
     a video's name is a hash of all that decides its bytes: nothing stale is ever taken for it,
     and what is there need not be made again

@@ -3,7 +3,8 @@
 Pictures live in :mod:`musev.media.images`, videos in :mod:`musev.media.video`, the joining of
 segments in :mod:`musev.media.join`, frames in any order in :mod:`musev.media.frame_store`, other
 frame rates in :mod:`musev.media.resample`, frames by their times in
-:mod:`musev.media.frame_times`, exact videos of control maps in :mod:`musev.media.lossless`.
+:mod:`musev.media.frame_times`, exact videos of control maps in :mod:`musev.media.lossless`,
+animations and folders of pictures in :mod:`musev.media.exports`.
 """
 
 from musev.media.frame_store import FrameStore

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import typer.main
+from PIL import Image
 
 from jobs.from_musev import app, main, measure_video
 from musev.media import encode_png, probe_video, write_segment
@@ -136,6 +137,7 @@ def test_the_weights_of_the_command_are_used_without_others(
 def test_the_readmes_command_renders(project: Path) -> None:
     """With every task of the file: one renders, one fails alone, one cannot be read."""
     line = README.replace("--target_datas yongen", "--target_datas all")
+    line += " --save_images --save_filetype gif"
     ray_folder = tempfile.mkdtemp(prefix="mvr", dir="/tmp")
     environment = {**os.environ, "RAY_TMPDIR": ray_folder, "OMP_NUM_THREADS": "1"}
     environment.pop("RAY_ADDRESS", None)
@@ -170,6 +172,13 @@ def test_the_readmes_command_renders(project: Path) -> None:
     assert name.startswith("m=majicmixRealv6Fp16_rm=musev_referencenet_case=yongen_w=64_h=64_t=12")
     assert f"_s={row['seed']}_" in name
     assert "MediaError" in rows["gone"]["error_class"]
+    exports = project / "output" / "majicmixRealv6Fp16" / "exports"
+    stem = name.removesuffix(".mp4")
+    assert sorted(path.name for path in exports.iterdir()) == [stem, f"{stem}.gif"]
+    assert len(list((exports / stem).glob("*.png"))) == 13
+    with Image.open(exports / f"{stem}.gif") as animation:
+        assert animation.n_frames == 13
+    assert "exports        1 videos as gif, images" in done.stdout
 
 
 def test_a_driving_video_is_measured(folder: Path) -> None:

@@ -99,7 +99,7 @@ def test_a_flag_that_turns_off_turns_off() -> None:
         (f"{README} --fps many", "--fps"),
         (f"{README} --controlnet_name pose", "has no flag '--controlnet_name'"),
         (f"{README} --noise_type pink", "invalid choice: 'pink'"),
-        (f"{README} --save_filetype gif", "--save_filetype is not possible here: videos are mp4"),
+        (f"{README} --save_filetype avi", "invalid choice: 'avi'"),
         (f"{README} --facein_model_name x", "never released"),
         (f"{README} --write_info", "the results table holds"),
         (f"{README} 'open", "cannot be read"),
