@@ -18,7 +18,7 @@ from musev.lora_choice import LoraChoice, LoraMerge
 Layout = Literal["musev", "upstream", "upstream_uniform", "rotating"]
 Blend = Literal["flat", "linear", "pyramid", "gaussian"]
 GuidanceSchedule = Literal["constant", "linear", "two_stage", "three_stage", "fix_two_stage"]
-SolverName = Literal["euler", "euler_ancestral", "ddim", "ddpm", "lcm", "dpmpp"]
+SolverName = Literal["euler", "euler_ancestral", "ddim", "ddim_zero_snr", "ddpm", "lcm", "dpmpp"]
 NoiseKind = Literal["counter", "upstream_random", "upstream_video_fusion"]
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
 Precision = Literal["float32", "bfloat16", "float16"]

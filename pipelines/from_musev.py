@@ -160,6 +160,8 @@ class _Translator:
             found["sampling.img_weight"] = "0"
         if self.command["n_vision_condition"] == 0:
             found["sampling.first_frame.origin"] = "noise"
+        if self.command.values.get("enable_zero_snr"):
+            found["sampling.solver"] = "ddim_zero_snr"
         return found | self._kept_habits() | self._shots() | self._first_negative()
 
     def _kept_habits(self) -> dict[str, str]:

@@ -318,7 +318,7 @@ _TABLE = """
     a pose guider in a ControlNet's place
 --enable_zero_snr v2v | on | - | setting
     at: sampling.solver
-    the DDIM solver with zero terminal SNR and v-prediction
+    `ddim_zero_snr`: DDIM with zero terminal SNR and v-prediction
 --video_is_middle v2v | on | - | column
     at: video_is_control
     the video's frames are control maps already (the original's help says the opposite)

@@ -182,6 +182,31 @@ def make_ddim(config: ScheduleConfig, num_steps: int, options: DdimOptions) -> D
     )
 
 
+def make_zero_snr_ddim(config: ScheduleConfig, num_steps: int, options: DdimOptions) -> Ddim:
+    """Build DDIM over a diffusion that ends in pure noise, whatever the network's config says.
+
+    Args:
+        config: Left alone but for the number of training timesteps.
+        num_steps: Number of steps.
+        options: Noise and clipping.
+
+    Returns:
+        The solver; it takes the network's output for a velocity.
+
+    Source:
+        Upstream ``--enable_zero_snr`` (ALGORITHM.md 4.2); goldens components/scheduler_zero_snr.
+    """
+    schedule = ScheduleConfig(
+        num_train_timesteps=config.num_train_timesteps,
+        beta_schedule="linear",
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+        rescale_betas_zero_snr=True,
+        set_alpha_to_one=True,
+    )
+    return make_ddim(schedule, num_steps, options)
+
+
 def make_ddpm(config: ScheduleConfig, num_steps: int, options: DdpmOptions) -> Ddpm:
     """Build DDPM; it always ends at pure signal. Arguments as :func:`make_ddim`."""
     timesteps, now, targets = _visited(config, num_steps, 1.0)

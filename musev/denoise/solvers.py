@@ -8,7 +8,13 @@ from types import MappingProxyType
 from typing import Any
 
 from musev.config import SamplingConfig, ScheduleConfig, SolverName
-from musev.denoise.ddim import DdimOptions, DdpmOptions, make_ddim, make_ddpm
+from musev.denoise.ddim import (
+    DdimOptions,
+    DdpmOptions,
+    make_ddim,
+    make_ddpm,
+    make_zero_snr_ddim,
+)
 from musev.denoise.dpm import DpmOptions, make_dpm
 from musev.denoise.euler import (
     EulerAncestralOptions,
@@ -27,6 +33,7 @@ _SOLVERS: Mapping[SolverName, tuple[type[Any], Callable[..., Solver]]] = Mapping
         "euler": (EulerOptions, make_euler),
         "euler_ancestral": (EulerAncestralOptions, make_euler_ancestral),
         "ddim": (DdimOptions, make_ddim),
+        "ddim_zero_snr": (DdimOptions, make_zero_snr_ddim),
         "ddpm": (DdpmOptions, make_ddpm),
         "lcm": (LcmOptions, make_lcm),
         "dpmpp": (DpmOptions, make_dpm),
@@ -79,7 +86,7 @@ def make_solver(
             f"solver {sampling.solver} has no option {', '.join(unknown)}; "
             f"options: {', '.join(known) or 'none'}"
         )
-    if sampling.solver == "ddim":
+    if options_type is DdimOptions:
         upstream_options = {"eta": sampling.eta, **upstream_options}
     return build(schedule, sampling.num_steps, options_type(**upstream_options))
 

@@ -143,6 +143,11 @@ def test_flags_as_settings(project: Path, flags: str, expected: dict[str, str]) 
     load_settings("upstream", [f"{key}={value}" for key, value in found.items()])
 
 
+def test_zero_snr_is_a_solver(project: Path) -> None:
+    found = settings(project, "video2video --enable_zero_snr")
+    assert found["sampling.solver"] == "ddim_zero_snr"
+
+
 def test_smoothing_between_shots_is_video2videos(project: Path) -> None:
     flags = "--n_batch 2 --record_mid_video_noises --video_overlap 3"
     found = settings(project, f"video2video {flags}")

@@ -40,6 +40,7 @@ EVERY_SOLVER: dict[str, tuple[SamplingConfig, ScheduleConfig, dict[str, Any]]] =
     "ddim": (SamplingConfig(solver="ddim", num_steps=6), SD15, {}),
     "ddim eta": (SamplingConfig(solver="ddim", num_steps=6, eta=0.7), SD15, {}),
     "ddim zero snr": (SamplingConfig(solver="ddim", num_steps=6, eta=0.5), ZERO_SNR, {}),
+    "ddim zero snr by name": (SamplingConfig(solver="ddim_zero_snr", num_steps=6), SD15, {}),
     "ddpm": (SamplingConfig(solver="ddpm", num_steps=6), SD15, {}),
     "ddpm large": (
         SamplingConfig(solver="ddpm", num_steps=6),
@@ -72,6 +73,19 @@ def error(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 # The original's recorded steps
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("num_steps", [4, 10, 30])
+def test_zero_snr_by_name_is_the_pipelines_over_any_diffusion(num_steps: int) -> None:
+    if not have_goldens():
+        pytest.skip("no goldens")
+    folder = GOLDENS / "pipeline" / "components" / "scheduler_zero_snr"
+    init = json.loads((folder / "scheduler_config.json").read_text())
+    recorded = make_upstream_solver("DDIMScheduler", init, num_steps=num_steps)
+    named = make_solver(SamplingConfig(solver="ddim_zero_snr", num_steps=num_steps), SD15)
+    assert named == recorded
+    assert named.timesteps[0] == 999
 
 
 def golden_solver(call: dict[str, Any]) -> Solver:
