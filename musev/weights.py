@@ -110,7 +110,7 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
     """
     import torch
 
-    values = _read(Path(path))
+    values = load_values(path)
     others = [key for key, value in values.items() if not isinstance(value, torch.Tensor)]
     if others:
         raise WeightsError(f"{path}: not a flat weights file; no tensors at {_listed(others)}")
@@ -131,7 +131,7 @@ def load_groups(path: str | Path) -> dict[str, dict[str, Tensor]]:
         WeightsError: If the file is missing or damaged, or is not made of groups.
     """
     groups: dict[str, dict[str, Tensor]] = {}
-    for key, value in _read(Path(path)).items():
+    for key, value in load_values(path).items():
         if isinstance(value, dict):
             groups.setdefault(key, {}).update(value)
         else:
@@ -142,7 +142,29 @@ def load_groups(path: str | Path) -> dict[str, dict[str, Tensor]]:
     return groups
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_metadata(path: Path) -> dict[str, str]:
+    """Read the metadata of a ``.safetensors`` file; of another file there is none."""
+    if path.suffix != ".safetensors":
+        return {}
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
+
+
+def load_values(path: str | Path) -> dict[str, Any]:
+    """Read whatever a weights file holds by name: tensors, and in pickles also plain values.
+
+    Args:
+        path: As for :func:`load_state_dict`.
+
+    Returns:
+        Values by key.
+
+    Raises:
+        WeightsError: If the file is missing, damaged or of another kind.
+    """
+    path = Path(path)
     if not path.is_file():
         raise WeightsError(f"no weights file {path}")
     if path.suffix == ".safetensors":
@@ -168,7 +190,9 @@ def _read_pickle(path: Path) -> dict[str, Any]:
     import torch
 
     try:
-        values = torch.load(path, map_location="cpu", weights_only=True)
+        # The class is how older training code kept textual inversions; it holds tensors only.
+        with torch.serialization.safe_globals([torch.nn.ParameterDict]):
+            values = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path}: refused, because reading it would run code or it is damaged "
@@ -469,11 +493,14 @@ def _digest_part(name: str, path: Path) -> str:
         raise WeightsError(f"{name}: {path} is missing. Check the weights settings of the run.")
     total = hashlib.sha256()
     for file_name, file in sorted(files.items()):
-        stat = file.stat()
-        total.update(
-            f"{file_name}\0{_hash_file(file.resolve(), stat.st_size, stat.st_mtime_ns)}\n".encode()
-        )
+        total.update(f"{file_name}\0{hash_file(file)}\n".encode())
     return f"sha256:{total.hexdigest()}"
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file in hex; read once a process while size and modification time stay."""
+    stat = path.stat()
+    return _hash_file(path.resolve(), stat.st_size, stat.st_mtime_ns)
 
 
 @functools.cache

@@ -23,6 +23,7 @@ from musev.models import vae as vae_functions
 from musev.models.control import ControlNet
 from musev.models.image_prompt import ImageProjection
 from musev.models.loading import DTYPES, build_empty, load_net, load_tokenizer
+from musev.models.lora_switch import LoraSwitch
 from musev.models.published import build_released, load_published
 from musev.models.reference import ReferenceNet2D
 from musev.models.unet import UNet3DConditionModel
@@ -69,8 +70,12 @@ class ModelBundle:
     """By the name that a manifest's ``control`` uses, such as ``openpose``."""
     device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
+    loras: LoraSwitch = dataclasses.field(default=None)  # pyright: ignore[reportAssignmentType]
+    """Merges LoRA files into U-Net and text encoder; shared by copies of the bundle."""
 
     def __post_init__(self) -> None:
+        if self.loras is None or not self.loras.serves(self.unet, self.text_encoder):
+            object.__setattr__(self, "loras", LoraSwitch(self.unet, self.text_encoder))
         if (self.image_encoder is None) != (self.image_projection is None):
             raise WeightsError("image_encoder and image_projection work only together")
         for what, found, needed in _joints(self):
@@ -107,11 +112,14 @@ class ModelBundle:
 
     def to(self, device: str | torch.device, precision: Precision = "float32") -> ModelBundle:
         """Move the networks and set their precision; they are shared with the old bundle."""
+        self.loras.use()
         for name, net in self.networks.items():
             dtype = torch.float32 if name == "vae" else DTYPES[precision]
             # Not diffusers' own ``to``, which warns about every change of precision.
             nn.Module.to(net, device=device, dtype=dtype)
-        return dataclasses.replace(self, device=torch.device(device), dtype=DTYPES[precision])
+        return dataclasses.replace(
+            self, device=torch.device(device), dtype=DTYPES[precision], loras=None
+        )
 
 
 def _joints(bundle: ModelBundle) -> list[tuple[str, Any, Any]]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from musev.errors import RequestError
+from musev.models.text_inversion import Words
 
 WeightedText = list[tuple[str, float]]
 
@@ -94,6 +95,8 @@ def encode_prompts(
     text_encoder: CLIPTextModel,
     prompts: Sequence[str],
     negative_prompts: Sequence[str] | None = None,
+    *,
+    words: Words | None = None,
 ) -> Tensor:
     """Encode prompts, and negative prompts where guidance needs them.
 
@@ -105,6 +108,7 @@ def encode_prompts(
         text_encoder: CLIP text encoder, on its device.
         prompts: One a clip.
         negative_prompts: As many, or None without guidance; ``""`` for none.
+        words: Learnt words that the encoder's table holds.
 
     Returns:
         ``text_BLD``: ``[negative, positive]`` along B, or the positive ones alone; L is 77 a chunk;
@@ -117,7 +121,10 @@ def encode_prompts(
         raise RequestError(
             f"{len(prompts)} prompts but {len(negative_prompts)} negative prompts; give one each"
         )
-    tokenized = [_tokenize(tokenizer, text) for text in (*(negative_prompts or ()), *prompts)]
+    words = words or Words()
+    tokenized = [
+        _tokenize(tokenizer, text, words) for text in (*(negative_prompts or ()), *prompts)
+    ]
     size = tokenizer.model_max_length - 2
     num_chunks = max(1, *(math.ceil(len(ids) / size) for ids, _ in tokenized))
     rows = [
@@ -126,12 +133,16 @@ def encode_prompts(
     return torch.stack(rows)
 
 
-def _tokenize(tokenizer: CLIPTokenizer, prompt: str) -> tuple[list[int], list[float]]:
+def _tokenize(tokenizer: CLIPTokenizer, prompt: str, words: Words) -> tuple[list[int], list[float]]:
     """Token ids without start and end, and a weight for each; every piece is tokenized alone."""
     ids: list[int] = []
     weights: list[float] = []
     for text, weight in parse_prompt_weights(prompt):
-        piece = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        piece: list[int] = []
+        for part in words.split(text):
+            if isinstance(part, str):
+                part = tokenizer(part, add_special_tokens=False, verbose=False).input_ids
+            piece.extend(part)
         ids.extend(piece)
         weights.extend([weight] * len(piece))
     return ids, weights
