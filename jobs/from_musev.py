@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import fsspec
 import pyarrow.parquet as pq
@@ -48,6 +48,9 @@ from pipelines.manifest import resolve_rows, split_writable, write_manifest
 from pipelines.musev_flags import OriginalCommand, read_command
 from pipelines.original_weights import find_path
 from pipelines.rows import canonical_json
+
+if TYPE_CHECKING:
+    from musev.media import VideoInfo
 
 MANIFEST = "manifest.parquet"
 EXPORTS = "exports"
@@ -224,14 +227,14 @@ def _export(row: dict[str, Any], target: str, kind: ExportKind) -> None:
             store.put_file(str(file), goal)
 
 
-def measure_video(uri: str) -> tuple[int, int, int] | None:
+def measure_video(uri: str) -> VideoInfo | None:
     """Measure a driving video.
 
     Args:
         uri: Absolute fsspec URI.
 
     Returns:
-        Number of frames, width and height; None if it cannot be read, which its row then tells.
+        What it holds; None if it cannot be read, which its row then tells.
     """
     from musev.media import scan_video
 
@@ -242,10 +245,9 @@ def measure_video(uri: str) -> tuple[int, int, int] | None:
                 file = Path(folder) / "video"
                 fs, path = fsspec.core.url_to_fs(uri)
                 fs.get_file(path, str(file))
-            facts = scan_video(file)
+            return scan_video(file)
     except (MediaError, OSError, ValueError, ImportError):
         return None
-    return facts.num_frames, facts.width, facts.height
 
 
 def _tell(translation: Translation) -> None:

@@ -5,10 +5,11 @@ What a task may say itself becomes a column of its row, all else a setting of th
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from musev.config import ClipRequest, Profile
 from musev.negative_prompts import NEGATIVE_PROMPTS, missing_tokens
@@ -31,8 +32,11 @@ from pipelines.output_names import (
 )
 from pipelines.rows import BadCell
 
-VideoFacts = Callable[[str], tuple[int, int, int] | None]
-"""URI of a video to its number of frames, width and height; None if it cannot be read."""
+if TYPE_CHECKING:
+    from musev.media import VideoInfo
+
+VideoFacts = Callable[[str], "VideoInfo | None"]
+"""Measures the video at a URI; None if it cannot be read."""
 
 _LAYOUTS = {"uniform_v2": "upstream", "uniform": "upstream_uniform"}
 _NOISES = {"video_fusion": "upstream_video_fusion", "random": "upstream_random"}
@@ -332,12 +336,13 @@ class _Translator:
         if "video_path" not in task:
             task["video"] = BadCell("video2video needs a video_path. Add it to the task.")
             return
-        rate = self.command["sample_rate"]
+        # The original counts frames; by time, a clip keeps the speed of what is filmed.
+        if self._given("sample_rate") or keeps_habits(self.profile):
+            task["sample_rate"] = self.command["sample_rate"]
         task["video_path"] = uri = self.paths.media(task["video_path"])
         task.setdefault("video_is_middle", self.command["video_is_middle"])
         task.setdefault("video_has_condition", self.command["video_has_condition"])
         task.pop("motion_speed", None)
-        task["sample_rate"] = rate
         if self.command["need_video2video"] or self.command["which2video"] == "video":
             task["start_from_video"] = True
         if names := control_names(self.command):
@@ -348,12 +353,17 @@ class _Translator:
         outside = "condition_images" in task and not task["video_has_condition"]
         length = self.command["n_batch"] * self.command["time_size"] + outside
         if facts := self.video_facts(uri):
-            num_frames, width, height = facts
-            length = min(length, -(-num_frames // rate) + outside)
+            length = min(length, self._frames_of(facts, task.get("sample_rate")) + outside)
             if "condition_images" not in task:
-                task.setdefault("width", width)
-                task.setdefault("height", height)
+                task.setdefault("width", facts.width)
+                task.setdefault("height", facts.height)
         task["num_frames"] = length
+
+    def _frames_of(self, facts: VideoInfo, sample_rate: int | None) -> int:
+        if sample_rate is not None:
+            return math.ceil(facts.num_frames / sample_rate)
+        fps = self.command["fps"] if self._given("fps") else self.profile.fps
+        return max(1, math.floor(facts.num_frames * fps / facts.fps))
 
 
 def original_name(command: OriginalCommand, model: str, request: ClipRequest) -> str:

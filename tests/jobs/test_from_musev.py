@@ -186,10 +186,11 @@ def test_a_driving_video_is_measured(folder: Path) -> None:
 
     frames = (np.full((64, 96, 3), 40 * number, np.uint8) for number in range(5))
     write_segment(folder / "v.mp4", frames, fps=8)
-    assert measure_video(f"file://{folder}/v.mp4") == (5, 96, 64)
+    found = measure_video(f"file://{folder}/v.mp4")
+    assert (found.num_frames, found.width, found.height, found.fps) == (5, 96, 64, 8)
     import fsspec
 
     fsspec.filesystem("memory").put_file(str(folder / "v.mp4"), "/driving/v.mp4")
-    assert measure_video("memory://driving/v.mp4") == (5, 96, 64)
+    assert measure_video("memory://driving/v.mp4") == found
     assert measure_video("file:///nowhere.mp4") is None
     assert measure_video("nodriver://x") is None

@@ -9,6 +9,7 @@ import pytest
 from jobs._cli import load_settings
 from musev.config import Profile, replace_settings
 from musev.errors import ConfigError, ManifestError
+from musev.media import VideoInfo
 from musev.negative_prompts import NEGATIVE_PROMPTS
 from musev.registry import get_profile
 from pipelines.from_musev import _SETTINGS, Translation, original_name, translate
@@ -256,16 +257,29 @@ def test_a_video2video_row(project: Path) -> None:
     assert row["video"] == f"file://{project}/data/sea.mp4"
     assert (row["control"], row["control_scale"]) == (["dwpose", "depth"], [0.5, 0.5])
     assert (row["video_is_control"], row["video_has_condition"]) == (False, True)
-    if "sample_rate" in MANIFEST_COLUMNS:
-        assert (row["start_from_video"], row["sample_rate"]) == (True, 2)
+    for column, value in (("start_from_video", True), ("sample_rate", 2)):
+        assert column not in MANIFEST_COLUMNS or row[column] == value
     assert row["num_frames"] == 24
     assert settings(project, line)["sampling.motion_speed"] == "2"
 
 
+FILMED = VideoInfo(width=320, height=192, num_frames=15, fps=30.0, duration_s=0.5, codec="h264")
+
+
 def test_a_driving_video_ends_the_row_sooner_and_gives_its_size(project: Path) -> None:
     line = "video2video --target_datas sea --sample_rate 2 --time_size 24"
-    row = rows(project, line, video_facts=lambda uri: (15, 320, 192))["sea-1"]
+    row = rows(project, line, video_facts=lambda uri: FILMED)["sea-1"]
     assert (row["num_frames"], row["width"], row["height"]) == (8, 320, 192)
+
+
+def test_with_our_profile_a_video_is_read_by_time(project: Path) -> None:
+    line, ours = "video2video --target_datas sea --time_size 24 --fps 12", get_profile("musev")
+    row = rows(project, line, profile=ours, video_facts=lambda uri: FILMED)["sea-1"]
+    assert row["num_frames"] == 6, "half a second"
+    assert "sample_rate" not in row
+    line += " --sample_rate 3"
+    row = rows(project, line, profile=ours, video_facts=lambda uri: FILMED)["sea-1"]
+    assert row["num_frames"] == 5
 
 
 def test_a_condition_outside_the_video_comes_on_top(project: Path) -> None:
