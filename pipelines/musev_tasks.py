@@ -149,6 +149,20 @@ def task_rows(
         elif keep is None or _name_of(task, index) in keep:
             named = {**task, "name": _name_of(task, index)}
             rows.extend(_task_rows(named, adapt, negatives))
+    return _told_apart(rows)
+
+
+def _told_apart(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Tasks may share a name in the original; here later ones get the next free number."""
+    taken: set[str] = set()
+    for row in rows:
+        name = row.get("request_id")
+        if not isinstance(name, str):
+            continue
+        numbers = itertools.count(2)
+        while row["request_id"] in taken:
+            row["request_id"] = f"{name}-{next(numbers)}"
+        taken.add(row["request_id"])
     return rows
 
 

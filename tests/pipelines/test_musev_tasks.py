@@ -119,6 +119,11 @@ def test_a_task_without_a_name_is_named_by_its_place() -> None:
     assert [row["request_id"] for row in rows] == ["0", "1"]
 
 
+def test_tasks_of_one_name_are_told_apart() -> None:
+    rows = read_tasks("- {name: a, prompt: p}\n- {name: a, prompt: 'q|r'}\n- {name: a}", "t.yaml")
+    assert [row["request_id"] for row in rows] == ["a", "a-1", "a-2", "a-3"]
+
+
 def test_a_video_of_control_maps_arrives() -> None:
     rows = read_tasks("- {name: a, prompt: p, video_path: a.mp4, video_is_middle: true}", "t.yaml")
     seeded = replace_setting(get_profile("mini"), "weights.random_seed", "0")
@@ -139,7 +144,6 @@ def test_upstreams_rounding_holds_without_a_ratio() -> None:
     [
         ("condition_images: a.mp4", "condition_image", "Give it as video_path"),
         ("condition_images: [a.png, b.png]", "condition_image", "got 2"),
-        ("video_path: a.mp4", "video", "driving video"),
         ("video_is_middle: true", "video_is_control", "needs a video"),
         ("face_image: a.png", "face_image", "face branch"),
         ("video_negative_prompt: V2", "negative_prompt", "weights.embeddings.badhandv4"),
