@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from musev.config import Profile, WeightsConfig, replace_setting
+from musev.config import PUBLISHED_PARTS, Profile, WeightsConfig, replace_setting
 from musev.errors import ConfigError, ManifestError, MusevError
 from musev.registry import PROFILES, get_profile
 
@@ -147,6 +147,8 @@ def _with_weight_source(
         for family in _WEIGHT_SOURCES
         for name in family
     }
+    if not named & {"t2i", "motion"}:  # its other parts go with it, unless they are set as well
+        source |= dict.fromkeys(PUBLISHED_PARTS)
     for name in named:
         value = changes[f"weights.{name}"]
         if value.lower() in ("none", "null"):

@@ -584,7 +584,7 @@ def _with_entry(table: Mapping[str, str], name: str, value: Any, key: str) -> di
 
 
 _NONE = ("none", "null")
-_PUBLISHED_PARTS = (
+PUBLISHED_PARTS = (
     "t2i",
     "t2i_config",
     "motion",
@@ -594,7 +594,7 @@ _PUBLISHED_PARTS = (
     "face",
     "vae",
 )
-_WEIGHTS_SOURCES = (("bundle",), ("random_seed",), _PUBLISHED_PARTS)
+_WEIGHTS_SOURCES = (("bundle",), ("random_seed",), PUBLISHED_PARTS)
 
 
 def _other_sources_dropped(changes: dict[str, Any]) -> dict[str, Any]:

@@ -50,6 +50,15 @@ def test_naming_one_source_of_weights_drops_the_others(profile, changes, expecte
     assert (weights.bundle, weights.random_seed, weights.t2i, weights.motion) == expected
 
 
+def test_a_source_of_weights_takes_the_published_parts_with_it() -> None:
+    weights = load_settings("musev", ["weights.random_seed=5"]).profile.weights
+    assert (weights.vae, weights.referencenet, weights.image_encoder) == (None, None, None)
+    weights = load_settings("musev", ["weights.random_seed=5", "weights.vae=/v"]).profile.weights
+    assert weights.vae == "/v"
+    weights = load_settings("musev", ["weights.t2i=/t"]).profile.weights
+    assert weights.vae == get_profile("musev").weights.vae
+
+
 @pytest.mark.parametrize(
     ("profile", "changes", "phrase"),
     [

@@ -47,7 +47,7 @@ def test_the_page_lists_every_difference_of_the_two_profiles_with_a_reason() -> 
 
 
 @functools.cache
-def tests_of(path: Path) -> set[str]:
+def functions_in(path: Path) -> set[str]:
     tree = ast.parse(path.read_text())
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
@@ -70,7 +70,7 @@ def test_what_shows_a_defect_gone_is_a_test_that_exists(row: list[str]) -> None:
     assert ", ".join(f"`{file}::{name}`" for file, name in named) == shown
     for file, name in named:
         assert name.startswith("test_")
-        assert name in tests_of(ROOT / file), f"{file} has no {name}"
+        assert name in functions_in(ROOT / file), f"{file} has no {name}"
 
 
 def test_the_page_names_every_key_of_a_task_file() -> None:
