@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from musev.config import replace_setting
+from musev.config import replace_setting, replace_settings
 from musev.errors import ManifestError
 from musev.negative_prompts import NEGATIVE_PROMPTS
 from musev.registry import get_profile
@@ -159,6 +159,25 @@ def test_what_cannot_be_honoured_is_refused_by_name(keys: str, column: str, phra
     assert [request.request_id for request in requests] == ["b"]
     assert (failures[0].request_id, failures[0].column) == ("a", column)
     assert phrase in failures[0].message
+
+
+def test_a_negative_prompt_with_learnt_words_needs_their_files() -> None:
+    rows = read_tasks(
+        "- {name: two, prompt: p, video_negative_prompt: V2}\n"
+        "- {name: four, prompt: p, negative_prompt: V4}",
+        "t.yaml",
+    )
+    held = replace_settings(
+        get_profile("mini"),
+        {
+            f"weights.embeddings.{token}": "e.pt"
+            for token in ("badhandv4", "ng_deepnegative_v1_75t")
+        },
+    )
+    (request,), (failure,) = resolve_rows(rows, held, "file:///x")
+    assert request.negative_prompt == NEGATIVE_PROMPTS["V2"]
+    assert (failure.request_id, failure.column) == ("four", "negative_prompt")
+    assert "EasyNegativeV2, bad_prompt_version2-neg" in failure.message
 
 
 def test_harmless_values_of_later_keys_pass() -> None:
