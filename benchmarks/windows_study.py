@@ -178,10 +178,11 @@ class Study:
     def _render(self, point: Point, windows: Any) -> np.ndarray:
         import torch
 
+        from musev.conditions import ClipMedia, encode_conditions
         from musev.config import GuidanceConfig
         from musev.control.clip_control import open_control
         from musev.models.vae import decode_latents
-        from musev.render import ClipMedia, denoise_request, encode_conditions
+        from musev.render import denoise_request
 
         clip = self._draw(point.clip)
         sampling = dataclasses.replace(

@@ -110,9 +110,10 @@ def generate(
     """
     import torch
 
+    from musev.conditions import ClipMedia, encode_conditions
     from musev.config import ClipRequest, GuidanceConfig, SamplingConfig
     from musev.models.vae import decode_latents
-    from musev.render import ClipMedia, denoise_request, encode_conditions
+    from musev.render import denoise_request
 
     solver = "ddim" if bundle.schedule.rescale_betas_zero_snr else "euler"
     request = ClipRequest(

@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from musev.config import ClipRequest, SamplingConfig, ScheduleConfig
+from musev.denoise.late_start import start_late
 from musev.denoise.noise import mix_condition
 from musev.denoise.snapshots import Snapshot
 from musev.denoise.solvers import Solver, make_solver
@@ -34,6 +36,13 @@ class ClipFacts:
     given_BCTHW: Tensor | None
     """Clean latents of the conditioning frames, float32 on the CPU; None without any."""
     first_frame_drawn: bool = False
+    source_BCTHW: Tensor | None = None
+    """Clean latents that the generated frames start from; None: they start from noise."""
+    noise_state: Tensor | None = None
+    """See :class:`~musev.window_denoiser.ClipConditions`."""
+    wire_dtype: torch.dtype = torch.float32
+    """Precision of the networks, in which noisy latents may be sent: they are rounded to it anyway,
+    after the solver has scaled them and before the network sees them."""
 
     @property
     def num_given(self) -> int:
@@ -87,15 +96,23 @@ def open_front(
     """
     num_frames = count_generated(request, facts)
     sampling = request.sampling
-    solver = make_solver(sampling, facts.schedule)
-    source = make_noise_source(sampling, request.seed, first_frame=facts.num_given)
+    solver = solver_of(sampling, facts.schedule, late=facts.source_BCTHW is not None)
+    source = make_noise_source(
+        sampling, request.seed, first_frame=facts.num_given, state=facts.noise_state
+    )
     size = (facts.latent_height, facts.latent_width)
 
     def draw(frames: Sequence[int] | None) -> Tensor:
         count = num_frames if frames is None else len(frames)
         shape_BCTHW = (1, LATENT_CHANNELS, count, *size)
         return start_latents(
-            source, shape_BCTHW, facts.given_BCTHW, solver, sampling, frames=frames
+            source,
+            shape_BCTHW,
+            facts.given_BCTHW,
+            solver,
+            sampling,
+            frames=frames,
+            source_BCTHW=facts.source_BCTHW,
         )
 
     # The original's generators draw whole clips; frames of ours stand for themselves.
@@ -111,6 +128,21 @@ def open_front(
     )
 
 
+def solver_of(sampling: SamplingConfig, schedule: ScheduleConfig, *, late: bool) -> Solver:
+    """Make the solver of a clip.
+
+    Args:
+        sampling: Its solver, steps and strength.
+        schedule: The networks' diffusion.
+        late: Whether the clip starts from something and not from pure noise.
+
+    Returns:
+        All steps, or as many of the last as the strength says.
+    """
+    solver = make_solver(sampling, schedule)
+    return start_late(solver, sampling.strength) if late and sampling.strength_counts else solver
+
+
 def start_latents(
     source: NoiseSource,
     shape_BCTHW: tuple[int, ...],
@@ -119,8 +151,11 @@ def start_latents(
     sampling: SamplingConfig,
     *,
     frames: Sequence[int] | None = None,
+    source_BCTHW: Tensor | None = None,
 ) -> Tensor:
     """Draw the noise frames start from, leaning a little towards the conditioning frames.
+
+    Frames that start from a video are that video's, with noise added.
 
     Args:
         source: Draws the noise.
@@ -129,6 +164,7 @@ def start_latents(
         solver: Gives the initial scale.
         sampling: Gives ``img_weight``.
         frames: Which frames, where not 0 to T.
+        source_BCTHW: Clean latents that the frames start from, of the whole clip; None for none.
 
     Returns:
         ``latents_BCTHW``: float32 on the CPU.
@@ -137,6 +173,9 @@ def start_latents(
         Upstream's ``need_img_based_video_noise`` (ALGORITHM.md 7.5).
     """
     noise_BCTHW = source.initial(shape_BCTHW, frames)
+    if source_BCTHW is not None:
+        clean_BCTHW = source_BCTHW if frames is None else source_BCTHW[:, :, list(frames)]
+        return solver.add_noise(clean_BCTHW, noise_BCTHW, 0)
     if given_BCTHW is not None:
         noise_BCTHW = mix_condition(noise_BCTHW, given_BCTHW.cpu(), sampling.img_weight)
     return noise_BCTHW * solver.initial_scale

@@ -19,21 +19,20 @@ import torch
 from torch import Tensor
 
 from musev.clip_front import ClipFacts
+from musev.conditions import ClipMedia, encode_conditions, fit_media
 from musev.config import ClipRequest, EncoderConfig
-from musev.control.clip_control import open_control
+from musev.control.clip_control import ControlMaps, open_control
 from musev.denoise.conditioning import Denoiser
 from musev.media import VideoInfo, write_segment
 from musev.models.bundle import ModelBundle
 from musev.models.trees import map_tensors
 from musev.parts import PartStore
 from musev.render import (
-    ClipMedia,
     OnProgress,
     decode_segments,
-    encode_conditions,
     facts_of,
-    fit_media,
     make_denoiser,
+    open_source,
     render_clip,
 )
 from musev.window_denoiser import ClipConditions
@@ -88,24 +87,27 @@ class ClipEngine:
         Raises:
             RequestError: If the request asks for something these networks cannot do.
         """
-        with open_control(self._bundle, request, media.video) as control:
+        with (
+            open_control(self._bundle, request, media.control) as control,
+            open_source(request, media.video) as source,
+        ):
             fitted = fit_media(request, media)
             conditions = encode_conditions(
-                self._bundle, request, fitted, control, parts=self._parts
+                self._bundle, request, fitted, control, source=source, parts=self._parts
             )
         conditions = map_tensors(Tensor.cpu, conditions)
         return conditions, facts_of(self._bundle, request, conditions)
 
     @contextmanager
     def open_clip(
-        self, request: ClipRequest, conditions: ClipConditions, video: Path | None
+        self, request: ClipRequest, conditions: ClipConditions, maps: Path | ControlMaps | None
     ) -> Iterator[Denoiser]:
         """Make ready to estimate windows of a clip.
 
         Args:
             request: The clip.
             conditions: From :meth:`condition`, of any process.
-            video: Its control video; kept open until the ``with`` block ends.
+            maps: Its control maps or control video; kept open until the ``with`` block ends.
 
         Yields:
             Noisy latents, timestep and frame numbers to an estimate in :attr:`wire_dtype`.
@@ -115,7 +117,7 @@ class ClipEngine:
         """
         device, dtype = self._bundle.device, self.wire_dtype
         here = map_tensors(lambda tensor: tensor.to(device), conditions)
-        with open_control(self._bundle, request, video) as control:
+        with open_control(self._bundle, request, maps) as control:
             estimate = make_denoiser(self._bundle, request, here, control)
 
             @torch.inference_mode()

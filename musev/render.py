@@ -8,59 +8,30 @@ Read :func:`render_clip` first; the rest are its verbs, in order. The cluster ca
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from musev.clip_front import (
-    LATENT_CHANNELS,
-    ClipFacts,
-    count_generated,
-    open_front,
-    start_latents,
-)
+from musev.clip_front import ClipFacts, count_generated, open_front
+from musev.conditions import ClipMedia, ReadFrame, encode_conditions, fit_media
 from musev.config import ClipRequest, EncoderConfig
-from musev.control.clip_control import ClipControl, open_control
-from musev.denoise.loop import denoise_clip, drive_front
-from musev.denoise.solvers import make_solver
-from musev.denoise.sources import make_noise_source
-from musev.errors import RequestError
-from musev.media import VideoInfo, fit_image, join_segments, probe_video, write_segment
-from musev.models.attachments import (
-    FramePositions,
-    ImagePrompt,
-    ReferenceFeatures,
-    TemporalOff,
-)
+from musev.control.clip_control import ClipControl, open_control, open_control_frames
+from musev.denoise.loop import drive_front
+from musev.media import VideoInfo, join_segments, probe_video, write_segment
+from musev.media.colors import match_histograms
+from musev.models.attachments import FramePositions
 from musev.models.bundle import ModelBundle
-from musev.models.image_prompt import encode_image_prompt
-from musev.models.text import encode_prompts
-from musev.models.vae import decode_latents, encode_frames
-from musev.parts import NoStore, PartStore, part_key
-from musev.window_denoiser import CarefulDenoiser, ClipConditions
+from musev.models.vae import decode_latents
+from musev.parts import PartStore
+from musev.shots import denoise_shots
+from musev.window_denoiser import CarefulDenoiser, ClipConditions, join_frames
 
 OnProgress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClipMedia:
-    """The media of one request.
-
-    Pictures are uint8 RGB ``YXC``, or ``TYXC`` for several of one kind. A video stays a file: it
-    may be long.
-    """
-
-    condition_image: np.ndarray | None = None
-    reference_image: np.ndarray | None = None
-    ip_adapter_image: np.ndarray | None = None
-    video: Path | None = None
 
 
 def render_clip(
@@ -94,14 +65,25 @@ def render_clip(
         RequestError: If the request asks for something these networks cannot do.
         MediaError: If the video cannot be encoded.
     """
-    with torch.inference_mode(), open_control(bundle, request, media.video) as control:
-        conditions = encode_conditions(
-            bundle, request, fit_media(request, media), control, parts=parts
-        )
-        latents_BCTHW = denoise_request(
-            bundle, request, conditions, control, on_progress=on_progress
-        )
-        segments = decode_segments(bundle, latents_BCTHW, encoder.segment_frames)
+    with (
+        torch.inference_mode(),
+        open_control(bundle, request, media.control) as control,
+        open_source(request, media.video) as source,
+    ):
+        fitted = fit_media(request, media)
+        if request.sampling.shots.num_frames is not None:
+            latents_BCTHW = denoise_shots(
+                bundle, request, fitted, control, source=source, parts=parts
+            )
+        else:
+            conditions = encode_conditions(
+                bundle, request, fitted, control, source=source, parts=parts
+            )
+            latents_BCTHW = denoise_request(
+                bundle, request, conditions, control, on_progress=on_progress
+            )
+        match = first_picture(bundle, request, latents_BCTHW)
+        segments = decode_segments(bundle, latents_BCTHW, encoder.segment_frames, match_YXC=match)
         return write_video(
             segments,
             target,
@@ -110,182 +92,6 @@ def render_clip(
             encoder=encoder,
             on_progress=on_progress,
         )
-
-
-def fit_media(request: ClipRequest, media: ClipMedia) -> ClipMedia:
-    """Crop and resize every picture to the clip's size.
-
-    Args:
-        request: Gives the size and how to crop.
-        media: Pictures of any size.
-
-    Returns:
-        The pictures as ``TYXC`` of the clip's size; the video as it was.
-    """
-    fit = functools.partial(
-        fit_image,
-        width=request.width,
-        height=request.height,
-        exact_upstream=request.sampling.image_fit == "upstream",
-    )
-    given = {name: getattr(media, name) for name in ClipMedia.__dataclass_fields__}
-    pictures = {
-        name: np.stack([fit(item) for item in (picture if picture.ndim == 4 else [picture])])
-        for name, picture in given.items()
-        if isinstance(picture, np.ndarray)
-    }
-    return dataclasses.replace(media, **pictures)
-
-
-def encode_conditions(
-    bundle: ModelBundle,
-    request: ClipRequest,
-    media: ClipMedia,
-    control: ClipControl | None = None,
-    *,
-    parts: PartStore | None = None,
-) -> ClipConditions:
-    """Compute everything the clip is conditioned on, once.
-
-    Without a condition image the first frame is generated here (see ``FirstFrameConfig``), and then
-    serves as one. A reference or image-prompt picture that is not given falls back to the condition
-    image, as in the original, where the bundle has the network for it.
-
-    Args:
-        bundle: The loaded networks.
-        request: Prompts, sizes and guidance.
-        media: Its pictures at the clip's size, from :func:`fit_media`.
-        control: Controls the first frame too, where that is generated.
-        parts: Where what other clips share is kept; None computes all of it.
-
-    Returns:
-        Keys and values of every layer, and the conditioning frames' latents.
-
-    Raises:
-        RequestError: If a picture is given that the bundle has no network for.
-    """
-    _refuse_unusable_media(bundle, request)
-    parts = parts or NoStore()
-    if media.condition_image is None and request.sampling.first_frame.origin == "drawn":
-        latents_BCTHW = draw_first_frame(bundle, request, media, control, parts=parts)
-        drawn_TYXC = next(decode_segments(bundle, latents_BCTHW, segment_frames=1))
-        # Nobody shares a picture that this row's seed drew.
-        conditions = _encode(
-            bundle, request, dataclasses.replace(media, condition_image=drawn_TYXC), NoStore()
-        )
-        return dataclasses.replace(conditions, frames_BCTHW=latents_BCTHW, first_frame_drawn=True)
-    return _encode(bundle, request, media, parts)
-
-
-def draw_first_frame(
-    bundle: ModelBundle,
-    request: ClipRequest,
-    media: ClipMedia,
-    control: ClipControl | None = None,
-    *,
-    parts: PartStore | None = None,
-) -> Tensor:
-    """Generate one picture from the text, with the temporal layers off.
-
-    Args:
-        bundle: The loaded networks.
-        request: Prompts, size, seed and ``sampling.first_frame``.
-        media: Reference and image prompt, where given.
-        control: Its frame 0 is used.
-        parts: As of :func:`encode_conditions`.
-
-    Returns:
-        ``latents_BCTHW`` of one frame, float32: frame 0 of the clip.
-
-    Source:
-        Upstream's first-frame call (ALGORITHM.md 10). Its noise is drawn from the clip's seed, not
-        from a generator that the rest of the clip goes on with.
-    """
-    how = request.sampling.first_frame
-    sampling = dataclasses.replace(
-        request.sampling,
-        num_steps=how.num_steps,
-        guidance=how.guidance,
-        noise="counter" if request.sampling.noise == "counter" else "upstream_random",
-    )
-    still = dataclasses.replace(request, num_frames=1, sampling=sampling)
-    conditions = _encode(bundle, still, media, parts or NoStore())
-    solver = make_solver(sampling, bundle.schedule)
-    source = make_noise_source(sampling, request.seed)
-    scale = bundle.vae_scale_factor
-    shape_BCTHW = (1, LATENT_CHANNELS, 1, request.height // scale, request.width // scale)
-    return denoise_clip(
-        CarefulDenoiser(bundle.unet, conditions, always=(TemporalOff(),), control=control),
-        start_latents(source, shape_BCTHW, None, solver, sampling),
-        solver=solver,
-        sampling=sampling,
-        noise=source,
-    ).to(bundle.device)
-
-
-def _encode(
-    bundle: ModelBundle, request: ClipRequest, media: ClipMedia, parts: PartStore
-) -> ClipConditions:
-    guided = request.sampling.guidance.active
-    negatives = [request.negative_prompt] if guided else None
-    text_BLD = parts.find(
-        part_key("text", request.prompt, negatives),
-        lambda: encode_prompts(bundle.tokenizer, bundle.text_encoder, [request.prompt], negatives),
-    )
-    condition_TYXC = media.condition_image
-    reference_TYXC = _first_given(media.reference_image, condition_TYXC)
-    image_prompt_TYXC = _first_given(media.ip_adapter_image, condition_TYXC)
-
-    attachments: list[ImagePrompt | ReferenceFeatures] = []
-    tokens_BLD = None
-    if bundle.takes_image_prompts and image_prompt_TYXC is not None:
-        prepared_TYXC = _as_image_prompt(request, image_prompt_TYXC)
-        tokens_BLD = parts.find(
-            part_key("image prompt", prepared_TYXC, guided),
-            lambda: encode_image_prompt(
-                bundle.image_encoder,
-                bundle.image_projection,
-                prepared_TYXC,
-                with_unconditional=guided,
-            ),
-        )
-        attachments.append(ImagePrompt(tokens_BLD, scale=request.sampling.ip_adapter_scale))
-    if bundle.takes_references and reference_TYXC is not None:
-        told_BLD = text_BLD if tokens_BLD is None else tokens_BLD
-        attachments.append(
-            parts.find(
-                part_key("reference", reference_TYXC, told_BLD),
-                lambda: encode_reference(bundle, reference_TYXC, told_BLD),
-            )
-        )
-    frames_BCTHW = None
-    if condition_TYXC is not None:
-        frames_BCTHW = parts.find(
-            part_key("condition frames", condition_TYXC),
-            lambda: encode_frames(bundle.vae, condition_TYXC).float(),
-        )
-    text_BLD = text_BLD.to(bundle.dtype)
-    network = bundle.unet.prepare(text_BLD, tuple(attachments))
-    return ClipConditions(network, text_BLD, frames_BCTHW, guided)
-
-
-def encode_reference(
-    bundle: ModelBundle, reference_TYXC: np.ndarray, told_BLD: Tensor
-) -> ReferenceFeatures:
-    """Run the ReferenceNet once, on clean latents at timestep 0.
-
-    Args:
-        bundle: Holds the ReferenceNet and the VAE.
-        reference_TYXC: Reference pictures at the clip's size.
-        told_BLD: Image-prompt tokens if there are any, else the text; both guidance halves.
-
-    Returns:
-        Features of every layer; both halves see the same latents, as in the original.
-    """
-    assert bundle.referencenet is not None
-    latents_BCTHW = encode_frames(bundle.vae, reference_TYXC).to(bundle.dtype)
-    latents_BCTHW = latents_BCTHW.expand(told_BLD.shape[0], -1, -1, -1, -1)
-    return bundle.referencenet(latents_BCTHW, told_BLD.to(bundle.dtype), timestep=0)
 
 
 def denoise_request(
@@ -321,9 +127,7 @@ def denoise_request(
         make_denoiser(bundle, request, conditions, control),
         on_step=_report_steps(on_progress, front.num_steps),
     )
-    if facts.given_BCTHW is None:
-        return generated_BCTHW
-    return torch.cat([facts.given_BCTHW, generated_BCTHW], dim=2)
+    return join_frames(conditions, generated_BCTHW)
 
 
 def make_denoiser(
@@ -347,11 +151,39 @@ def facts_of(bundle: ModelBundle, request: ClipRequest, conditions: ClipConditio
         latent_width=request.width // scale,
         given_BCTHW=None if given_BCTHW is None else given_BCTHW.cpu(),
         first_frame_drawn=conditions.first_frame_drawn,
+        source_BCTHW=conditions.source_BCTHW,
+        noise_state=conditions.noise_state,
+        wire_dtype=bundle.dtype,
     )
 
 
+@contextmanager
+def open_source(request: ClipRequest, video: Path | None) -> Iterator[ReadFrame | None]:
+    """Open the video that a clip starts from, and keep it open for the ``with`` block.
+
+    Args:
+        request: Gives size and frame rate, and says whether it starts from the video at all.
+        video: The file.
+
+    Yields:
+        Frame number of the finished video to its picture; None for a clip that starts from noise.
+
+    Raises:
+        MediaError: If the file cannot be read.
+    """
+    if not request.start_from_video or video is None:
+        yield None
+        return
+    with open_control_frames(request, video) as store:
+        yield store.read
+
+
 def decode_segments(
-    bundle: ModelBundle, latents_BCTHW: Tensor, segment_frames: int
+    bundle: ModelBundle,
+    latents_BCTHW: Tensor,
+    segment_frames: int,
+    *,
+    match_YXC: np.ndarray | None = None,
 ) -> Iterator[np.ndarray]:
     """Decode a clip segment by segment, so that pixels never pile up.
 
@@ -359,13 +191,33 @@ def decode_segments(
         bundle: Holds the VAE.
         latents_BCTHW: One clip (B is 1).
         segment_frames: Frames decoded at a time.
+        match_YXC: Picture whose colours all frames are given, from :func:`first_picture`.
 
     Yields:
         ``frames_TYXC``: uint8 RGB of one segment.
     """
     for first in range(0, latents_BCTHW.shape[2], segment_frames):
         segment_BCTHW = latents_BCTHW[:, :, first : first + segment_frames]
-        yield np.asarray(decode_latents(bundle.vae, segment_BCTHW)[0])
+        frames_TYXC = np.asarray(decode_latents(bundle.vae, segment_BCTHW)[0])
+        yield frames_TYXC if match_YXC is None else match_histograms(frames_TYXC, match_YXC)
+
+
+def first_picture(
+    bundle: ModelBundle, request: ClipRequest, latents_BCTHW: Tensor | None
+) -> np.ndarray | None:
+    """Decode the picture that a clip's colours are matched to.
+
+    Args:
+        bundle: Holds the VAE.
+        request: Says whether they are matched at all.
+        latents_BCTHW: Clean latents that begin with frame 0.
+
+    Returns:
+        ``image_YXC``: uint8; None where nothing is matched.
+    """
+    if not request.sampling.histogram_match or latents_BCTHW is None:
+        return None
+    return np.asarray(decode_latents(bundle.vae, latents_BCTHW[:, :, :1])[0, 0])
 
 
 def write_video(
@@ -402,36 +254,6 @@ def write_video(
                 on_progress("decode", done, num_frames)
         join_segments(paths, target)
     return probe_video(target)
-
-
-def _refuse_unusable_media(bundle: ModelBundle, request: ClipRequest) -> None:
-    for column, usable, name in (
-        ("reference_image", bundle.takes_references, "ReferenceNet"),
-        ("ip_adapter_image", bundle.takes_image_prompts, "image-prompt projection"),
-    ):
-        if getattr(request, column) is not None and not usable:
-            raise RequestError(
-                f"request {request.request_id!r}: {column} is given, but the weights of profile "
-                f"{request.profile!r} hold no {name} that its U-Net reads. Leave {column} empty or "
-                "choose other weights."
-            )
-
-
-def _as_image_prompt(request: ClipRequest, picture_TYXC: np.ndarray) -> np.ndarray:
-    """Upstream crops and resizes once more, by another filter, on the way to CLIP."""
-    if request.sampling.image_fit != "upstream":
-        return picture_TYXC
-    size = {"width": request.width, "height": request.height}
-    return np.stack(
-        [
-            fit_image(item, **size, exact_upstream=True, resampling="bicubic")
-            for item in picture_TYXC
-        ]
-    )
-
-
-def _first_given(first: np.ndarray | None, second: np.ndarray | None) -> np.ndarray | None:
-    return second if first is None else first
 
 
 def _report_steps(

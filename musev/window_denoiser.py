@@ -72,6 +72,19 @@ class ClipConditions:
         )
 
 
+def join_frames(conditions: ClipConditions, generated_BCTHW: Tensor) -> Tensor:
+    """Put conditioning frames and generated ones in the order of the video; on the CPU."""
+    if conditions.frames_BCTHW is None:
+        return generated_BCTHW
+    frames_BCTHW = conditions.frames_BCTHW.to(generated_BCTHW)
+    if conditions.places is None:
+        return torch.cat([frames_BCTHW, generated_BCTHW], dim=2)
+    places = conditions.places
+    generated = [places.of(frame) for frame in range(generated_BCTHW.shape[2])]
+    order = torch.tensor([*places.given, *generated]).argsort()
+    return torch.cat([frames_BCTHW, generated_BCTHW], dim=2).index_select(2, order)
+
+
 class WindowDenoiser:
     """The video U-Net as a :class:`Denoiser`: shows every window the conditioning frames.
 

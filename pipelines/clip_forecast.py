@@ -141,10 +141,10 @@ def forecast_clip(
         weights_bytes=cost.weights_bytes(shape.control),
         conditions_bytes=kept,
         peak_bytes=max(peak_bytes, condition.peak_bytes, frame.peak_bytes),
-        # Noisy latents in float32, estimates in the networks' precision, clean ones to the decoder.
+        # Noisy latents and estimates in the networks' precision, clean ones to the decoder.
         latents_moved_bytes=values
         * (
-            frames_sent * (_FLOAT32 + halves * cost.bytes_per_value)
+            frames_sent * (1 + halves) * cost.bytes_per_value
             + request.num_frames * _FLOAT32 * (not one_task)
         ),
         conditions_moved_bytes=0 if one_task else kept * min(num_workers, windows),
@@ -162,8 +162,8 @@ def shape_of(request: ClipRequest) -> ClipShape:
         width=request.width,
         height=request.height,
         guided=sampling.guidance.active,
-        given_frames=int(drawn or request.condition_image is not None),
-        first_frame_steps=sampling.first_frame.num_steps if drawn else 0,
+        given_frames=request.num_given,
+        first_frame_steps=sampling.first_frame.num_steps if drawn or request.redraw else 0,
         first_frame_guided=sampling.first_frame.guidance.active,
         has_reference=request.reference_image is not None,
         has_image_prompt=request.ip_adapter_image is not None,

@@ -13,16 +13,15 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from musev.config import ClipRequest, Profile
 from musev.media import VideoInfo
 
 logger = logging.getLogger(__name__)
 
 OnProgress = Callable[[str, int, int], None]
-Media = dict[str, np.ndarray | Path]
-"""Manifest column to decoded picture, and ``video`` to a file on this machine."""
+Media = dict[str, Any]
+"""Manifest column to decoded picture or pictures, ``video`` to a file on this machine, and ``maps``
+to the clip's :class:`~musev.control.clip_control.ControlMaps`."""
 
 
 class Engine(Protocol):
@@ -39,7 +38,7 @@ class Engine(Protocol):
         ...
 
     def open_clip(
-        self, request: ClipRequest, conditions: Any, video: Path | None
+        self, request: ClipRequest, conditions: Any, maps: Any
     ) -> AbstractContextManager[Callable[..., Any]]:
         """Open a clip: ``(noisy_BCFHW, timestep, frames)`` to ``estimate_BCFHW``."""
         ...
@@ -50,7 +49,7 @@ class Engine(Protocol):
 
 
 LoadEngine = Callable[[Profile, str, Any], Engine]
-"""Profile, device and a store of shared parts (or None) to an engine."""
+"""Profile, device and a store of parts of conditions (or None) to an engine."""
 
 
 def load_networks(profile: Profile, device: str, parts: Any = None) -> Engine:
@@ -62,7 +61,7 @@ def load_networks(profile: Profile, device: str, parts: Any = None) -> Engine:
     Args:
         profile: Names the weights, the precision and the encoder.
         device: ``cpu`` or ``cuda``.
-        parts: A :class:`musev.parts.PartStore` beyond this process; None keeps parts here only.
+        parts: A :class:`musev.parts.PartStore` that keeps conditions; None computes all of them.
 
     Returns:
         The engine.
@@ -71,12 +70,11 @@ def load_networks(profile: Profile, device: str, parts: Any = None) -> Engine:
 
     from musev.engine import ClipEngine
     from musev.models.bundle import load_bundle
-    from musev.parts import RecentParts
 
     if device == "cpu":
         torch.set_num_threads(1)
     bundle = load_bundle(profile.weights, device=device, precision=profile.precision)
-    return _Networks(ClipEngine(bundle, profile.encoder, RecentParts(parts)))
+    return _Networks(ClipEngine(bundle, profile.encoder, parts))
 
 
 class _Networks:
@@ -100,9 +98,9 @@ class _Networks:
 
     @contextmanager
     def open_clip(
-        self, request: ClipRequest, conditions: Any, video: Path | None
+        self, request: ClipRequest, conditions: Any, maps: Any
     ) -> Iterator[Callable[..., Any]]:
-        with self._engine.open_clip(request, conditions, video) as denoise:
+        with self._engine.open_clip(request, conditions, maps) as denoise:
 
             def careful(*arguments: Any) -> Any:
                 with _device_or_death(request.request_id):
@@ -116,7 +114,7 @@ class _Networks:
 
 
 def _clip_media(media: Media) -> Any:
-    from musev.render import ClipMedia
+    from musev.conditions import ClipMedia
 
     return ClipMedia(**media)  # pyright: ignore[reportArgumentType]
 

@@ -155,7 +155,7 @@ def count_windows(request: ClipRequest) -> int:
         At least 1.
     """
     config: WindowConfig = request.sampling.windows
-    frames = request.num_frames - (request.condition_image is not None)
+    frames = request.num_frames - len(request.pictures("condition_image"))
     if frames <= config.num_frames:
         return 1
     if config.layout == "rotating":

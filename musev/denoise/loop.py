@@ -11,6 +11,7 @@ from torch import Tensor
 
 from musev.config import SamplingConfig
 from musev.denoise.conditioning import Denoiser
+from musev.denoise.smoothing import ShotSmoother
 from musev.denoise.solvers import Solver
 from musev.denoise.sources import NoiseSource
 from musev.denoise.wavefront import Wavefront, frames_of
@@ -25,6 +26,7 @@ def denoise_clip(
     solver: Solver,
     sampling: SamplingConfig,
     noise: NoiseSource,
+    smoother: ShotSmoother | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Take a clip's latents from pure noise to clean.
@@ -35,6 +37,7 @@ def denoise_clip(
         solver: Its state advances frame by frame, so windows may overlap.
         sampling: Windows and guidance of the clip.
         noise: What the solver draws during the steps.
+        smoother: Mixes the clip with another one before it.
         on_step: Called with the step just done and the latents after it.
 
     Returns:
@@ -50,6 +53,7 @@ def denoise_clip(
         solver=solver,
         sampling=sampling,
         noise=noise,
+        smoother=smoother,
     )
     return drive_front(front, denoiser, on_step=on_step)
 

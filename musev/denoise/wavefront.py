@@ -28,6 +28,7 @@ from musev.config import SamplingConfig
 from musev.denoise.clip_plan import ClipPlan, Task
 from musev.denoise.guidance import guidance_scales, guide
 from musev.denoise.ranges import FrameRanges
+from musev.denoise.smoothing import ShotSmoother
 from musev.denoise.snapshots import FrameRange, Snapshot
 from musev.denoise.solvers import Solver, SolverState
 from musev.denoise.sources import NoiseSource
@@ -60,6 +61,7 @@ class Wavefront:
         solver: Solver,
         sampling: SamplingConfig,
         noise: NoiseSource,
+        smoother: ShotSmoother | None = None,
         snapshot: Snapshot | None = None,
         ahead: int | None = None,
     ) -> None:
@@ -72,6 +74,7 @@ class Wavefront:
             sampling: Windows and guidance.
             noise: What the solver draws on the way. After a snapshot, a source as it was when the
                 clip began (its initial noise drawn): draws of complete steps are repeated.
+            smoother: Mixes the clip with a shot before it; such a clip has no snapshots.
             snapshot: Taken from a wavefront of the same clip.
             ahead: How many frames beyond the first unfinished one may be begun; None for all. With
                 it and :meth:`release`, memory does not grow with the clip. See :class:`TaskGraph`.
@@ -83,6 +86,7 @@ class Wavefront:
         self._start = start
         self._solver = solver
         self._noise = noise
+        self._smoother = smoother
         self._windows = sampling.windows
         self._halves = 2 if sampling.guidance.active else 1
         self._scales = guidance_scales(sampling.guidance, solver.num_steps)
@@ -303,6 +307,11 @@ class Wavefront:
     def _move(self, frames: Sequence[int], step: int) -> None:
         """Blend, guide and advance frames that have all their estimates; all stand at ``step``."""
         blended = [self._blend(frame, step) for frame in frames]
+        if self._smoother is not None:
+            blended = [
+                self._smoother.estimate(step, frame, estimate)
+                for frame, estimate in zip(frames, blended, strict=True)
+            ]
         state = _stack([self._state(frame) for frame in frames])
         estimate_BCFHW = torch.stack(blended, dim=2).to(state.latents.device)
         if self._halves == 2:
@@ -316,7 +325,8 @@ class Wavefront:
             drawn = drawn.to(state.latents.device)
         moved = self._solver.advance(state, estimate_BCFHW, step, drawn)
         for index, frame in enumerate(frames):
-            self._states[frame] = _copy_frame(moved, index, last=step + 1 == self.num_steps)
+            state = _copy_frame(moved, index, last=step + 1 == self.num_steps)
+            self._states[frame] = self._smoothed(state, frame, step + 1)
         if step + 1 == self.num_steps:
             self._done.add(frames)
 
@@ -338,8 +348,14 @@ class Wavefront:
         if frame not in self._states:
             if self.step_of(frame):
                 raise ValueError(f"the latents of frame {frame} were released")
-            self._states[frame] = SolverState(self._start([frame])[:, :, 0])
+            state = SolverState(self._start([frame])[:, :, 0])
+            self._states[frame] = self._smoothed(state, frame, 0)
         return self._states[frame]
+
+    def _smoothed(self, state: SolverState, frame: int, step: int) -> SolverState:
+        if self._smoother is None:
+            return state
+        return SolverState(self._smoother.latents(step, frame, state.latents), state.history)
 
     def _clip_shape(self) -> tuple[int, ...]:
         clips, channels, _, height, width = self._start([0]).shape

@@ -160,19 +160,15 @@ def _resize(
 
 
 def _mix_four(image: np.ndarray, width: int, height: int) -> np.ndarray:
-    """torch's ``interpolate(mode="bilinear")`` of uint8: columns first, whole levels in between.
+    """Resize as the original does, in torch's fixed point: four pixels are mixed at any size.
 
     Pillow's filter of that name would widen where it shrinks.
     """
-    for axis, size in ((1, width), (0, height)):
-        last = image.shape[axis] - 1
-        place = np.clip((np.arange(size) + 0.5) * ((last + 1) / size) - 0.5, 0, last)
-        before = np.floor(place).astype(int)
-        share = np.expand_dims(place - before, [other for other in range(3) if other != axis])
-        lower = np.take(image, before, axis)
-        upper = np.take(image, np.minimum(before + 1, last), axis)
-        image = np.floor(lower * (1 - share) + upper * share + 0.5).astype(np.uint8)
-    return image
+    import torch  # only where such frames are wanted: this module is read by light processes
+
+    image_1CYX = torch.from_numpy(image).permute(2, 0, 1)[None]
+    mixed = torch.nn.functional.interpolate(image_1CYX, size=(height, width), mode="bilinear")
+    return np.ascontiguousarray(mixed[0].permute(1, 2, 0).numpy())
 
 
 def _centre_crop(columns: int, rows: int, aspect: float) -> tuple[float, float, float, float]:

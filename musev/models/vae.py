@@ -30,19 +30,21 @@ def encode_frames(vae: AutoencoderKL, frames_TYXC: np.ndarray | Tensor) -> Tenso
 
     Args:
         vae: Moved to its device; computes in its own dtype.
-        frames_TYXC: RGB, uint8; rows and columns must be multiples of :func:`scale_factor`.
+        frames_TYXC: RGB, uint8, or float32 in 0..1; rows and columns must be multiples of
+            :func:`scale_factor`.
 
     Returns:
         ``latents_1CTHW``: on the VAE's device, in its dtype.
 
     Raises:
-        ShapeError: If the frames are not uint8 RGB of a size the VAE can halve.
+        ShapeError: If the frames are not RGB of such a type, of a size the VAE can halve.
     """
     frames_TYXC = torch.as_tensor(frames_TYXC)
     shape, factor = tuple(frames_TYXC.shape), scale_factor(vae)
-    if len(shape) != 4 or shape[-1] != 3 or frames_TYXC.dtype != torch.uint8:
+    full = {torch.uint8: 255, torch.float32: 1}.get(frames_TYXC.dtype)
+    if len(shape) != 4 or shape[-1] != 3 or full is None:
         raise ShapeError(
-            f"frames must be uint8 [T, Y, X, 3], got {frames_TYXC.dtype} {list(shape)}"
+            f"frames must be uint8 or float32 [T, Y, X, 3], got {frames_TYXC.dtype} {list(shape)}"
         )
     if shape[1] % factor or shape[2] % factor:
         raise ShapeError(
@@ -50,7 +52,7 @@ def encode_frames(vae: AutoencoderKL, frames_TYXC: np.ndarray | Tensor) -> Tenso
         )
     latents = []
     for frame_YXC in frames_TYXC:
-        pixels_YXC = frame_YXC.to(vae.device).float() / 255
+        pixels_YXC = frame_YXC.to(vae.device).float() / full
         frame_1CYX = (2 * pixels_YXC - 1).permute(2, 0, 1)[None].to(vae.dtype)
         latents.append(vae.encode(frame_1CYX).latent_dist.mean * vae.config.scaling_factor)
     return rearrange(torch.stack(latents), "t 1 c h w -> 1 c t h w")

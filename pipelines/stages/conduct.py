@@ -23,10 +23,19 @@ STAGE = "conduct"
 
 
 def is_long(request: ClipRequest) -> bool:
-    """Tell whether a clip has more than one window, and so work for several workers."""
+    """Tell whether a clip has work for several workers: windows that wait for each other only.
+
+    Shots wait for each other as wholes; conditioning frames inside the video and colours matched to
+    a first frame that is itself generated need the whole video at once.
+    """
     sampling = request.sampling
-    given = request.condition_image is not None or sampling.first_frame.origin == "drawn"
-    return request.num_frames - given > sampling.windows.num_frames
+    as_whole = (
+        sampling.shots.num_frames is not None
+        or bool(request.condition_index)
+        or sampling.histogram_match
+    )
+    generated = request.num_frames - request.num_given
+    return not as_whole and generated > sampling.windows.num_frames
 
 
 class ConductClip:

@@ -128,9 +128,11 @@ class JudgeClip:
         if drawn is not None and drawn.kind == "pose":
             clip = drawn.draw(num_frames=num_frames, fps=request.fps, **size)
             known |= {"points_TJ2": clip.points_TJ2, "visible_TJ": clip.visible_TJ}
-        wanted = {"condition_YXC": request.condition_image}
+        wanted = {}
+        if not request.condition_index and not request.redraw:  # else frame 0 is another picture
+            wanted["condition_YXC"] = next(iter(request.pictures("condition_image")), None)
         if asked is not None:
-            wanted["reference_YXC"] = request.reference_image
+            wanted["reference_YXC"] = next(iter(request.pictures("reference_image")), None)
         for name, uri in wanted.items():
             if uri is None:
                 continue
@@ -141,8 +143,7 @@ class JudgeClip:
                 continue
             exact = request.sampling.image_fit == "upstream"
             known[name] = fit_image(picture_YXC, **size, exact_upstream=exact)
-        first_alone = request.sampling.first_frame.origin == "drawn"
-        num_given = int(first_alone or request.condition_image is not None)
+        num_given = request.num_given
         if num_frames > num_given:
             known["windows"] = last_step_windows(num_frames - num_given, request.sampling)
         return Expected(**known, num_given=num_given), reasons

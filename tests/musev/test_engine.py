@@ -11,15 +11,24 @@ import pytest
 import torch
 
 from musev.clip_front import ClipFacts, open_front
-from musev.config import ClipRequest, EncoderConfig, GuidanceConfig, SamplingConfig, WindowConfig
+from musev.conditions import ClipMedia, encode_conditions, fit_media
+from musev.config import (
+    ClipRequest,
+    EncoderConfig,
+    GuidanceConfig,
+    Precision,
+    SamplingConfig,
+    WindowConfig,
+)
 from musev.engine import ClipEngine
 from musev.errors import RequestError
 from musev.media import join_segments, write_segment
 from musev.models.bundle import ModelBundle
+from musev.models.loading import DTYPES
 from musev.models.tiny import make_tiny_bundle
 from musev.models.vae import decode_latents
 from musev.parts import RecentParts
-from musev.render import ClipMedia
+from musev.render import denoise_request
 from musev.window_denoiser import ClipConditions
 
 ENCODER = EncoderConfig(segment_frames=4)
@@ -67,7 +76,7 @@ def denoise_apart(
     with engine.open_clip(request, conditions, media.video) as denoise:
         while ready := front.ready():
             work = front.take(ready[-1])
-            noisy = work.noisy_BCFHW.to(engine.wire_dtype)
+            noisy = work.noisy_BCFHW.to(facts.wire_dtype)
             front.answer(work.task, denoise(noisy, work.timestep, work.task.frames))
     latents = front.release(0, front.num_frames)
     if facts.given_BCTHW is not None:
@@ -116,18 +125,18 @@ def test_equal_pictures_are_conditioned_on_once(bundle: ModelBundle) -> None:
     parts = RecentParts()
     engine = ClipEngine(bundle, ENCODER, parts)
     first, _ = engine.condition(CLIP, portrait())
-    made = parts.counts.made
+    made = parts.counts.made.total()
     other = dataclasses.replace(CLIP, prompt="a blue coat", seed=99)
     engine.condition(other, portrait())
-    assert parts.counts.made == made + 1, "the text alone is new"
+    assert parts.counts.made.total() == made + 1, "the text alone is new"
     again, _ = engine.condition(CLIP, portrait())
-    assert parts.counts.made == made + 1
+    assert parts.counts.made.total() == made + 1
     assert torch.equal(first.frames_BCTHW, again.frames_BCTHW)  # type: ignore[arg-type]
     fresh, _ = ClipEngine(bundle, ENCODER).condition(CLIP, portrait())
     for name, layer in fresh.network.layers.items():
         assert torch.equal(layer.text.key_BLC, again.network.layers[name].text.key_BLC)
     engine.condition(CLIP, portrait(91))
-    assert parts.counts.made > made + 1, "another picture is another part"
+    assert parts.counts.made.total() > made + 1, "another picture is another part"
 
 
 class Shortage:
@@ -188,3 +197,29 @@ def test_memory_too_small_for_anything_names_the_remedy(bundle: ModelBundle) -> 
             estimates(engine, conditions, facts)
     finally:
         shortage.remove()
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_latents_sent_in_the_networks_precision_change_no_bit(precision: Precision) -> None:
+    bundle = make_tiny_bundle(0).to("cpu", precision)
+    apart, facts = denoise_apart(ClipEngine(bundle, ENCODER), CLIP, portrait())
+    assert facts.wire_dtype == DTYPES[precision]
+    conditions = encode_conditions(bundle, CLIP, fit_media(CLIP, portrait()))
+    with torch.inference_mode():
+        whole = denoise_request(bundle, CLIP, conditions)
+    assert torch.equal(apart, whole)
+
+
+def test_of_a_drawn_first_frame_others_share_what_it_does_not_decide(bundle: ModelBundle) -> None:
+    picture = np.full((64, 64, 3), 40, np.uint8)
+    given = ClipMedia(reference_image=picture, ip_adapter_image=picture)
+    parts = RecentParts()
+    engine = ClipEngine(bundle, ENCODER, parts)
+    for seed in (1, 2):
+        engine.condition(dataclasses.replace(CLIP, seed=seed), given)
+    assert parts.counts.made["condition frames"] == 2, "each is drawn by its own seed"
+    assert parts.counts.made["image prompt"] == parts.counts.made["reference"] == 1
+    before = parts.counts.copy()
+    engine.condition(dataclasses.replace(CLIP, seed=3), ClipMedia(reference_image=picture))
+    uses = parts.counts.since(before)
+    assert uses["image prompt"] == {"computed": 1, "reused": 0}, "of the picture that was drawn"

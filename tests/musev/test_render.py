@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from musev.conditions import ClipMedia, draw_first_frame, encode_conditions, fit_media
 from musev.config import (
     ClipRequest,
     EncoderConfig,
@@ -24,15 +25,7 @@ from musev.media import read_video, write_segment
 from musev.models.bundle import ModelBundle
 from musev.models.tiny import make_tiny_bundle
 from musev.models.vae import encode_frames
-from musev.render import (
-    ClipMedia,
-    decode_segments,
-    denoise_request,
-    draw_first_frame,
-    encode_conditions,
-    fit_media,
-    render_clip,
-)
+from musev.render import decode_segments, denoise_request, render_clip
 
 
 @pytest.fixture(scope="module")
@@ -159,8 +152,8 @@ def test_without_a_condition_image_the_text_draws_frame_zero(bundle: ModelBundle
     """One picture first, without temporal layers; the clip goes on from it as from an image."""
     request = make_request()
     with torch.inference_mode():
-        drawn = draw_first_frame(bundle, request, ClipMedia())
-        picture = next(decode_segments(bundle, drawn, 1))
+        first = draw_first_frame(bundle, request, ClipMedia())
+        drawn, picture = first.latents_BCTHW, first.frames_TYXC
         shown = encode_conditions(bundle, request, ClipMedia(condition_image=picture))
         # Its latents are used as they are; reference and image prompt see the picture.
         shown = dataclasses.replace(shown, frames_BCTHW=drawn)

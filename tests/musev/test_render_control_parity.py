@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from musev.clip_front import start_latents
+from musev.conditions import ClipMedia, encode_conditions, fit_media
 from musev.config import ClipRequest, FirstFrameConfig, GuidanceConfig, SamplingConfig, WindowConfig
 from musev.control.clip_control import ClipControl, EmbeddedFrames, open_control_frames
 from musev.denoise.loop import denoise_clip
@@ -25,11 +26,6 @@ from musev.denoise.sources import UpstreamSource
 from musev.media.ffmpeg import input_name, stream_ffmpeg
 from musev.models.attachments import FramePositions, TemporalOff
 from musev.models.bundle import ModelBundle
-from musev.render import (
-    ClipMedia,
-    encode_conditions,
-    fit_media,
-)
 from musev.window_denoiser import WindowDenoiser
 from tests.goldens import pipeline_case, require_goldens
 from tests.musev.test_render_parity import bundle_for, close, controlnets, frames_of

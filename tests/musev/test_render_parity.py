@@ -18,6 +18,7 @@ import torch
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from musev.clip_front import start_latents
+from musev.conditions import ClipMedia, encode_conditions
 from musev.config import (
     ClipRequest,
     FirstFrameConfig,
@@ -34,12 +35,7 @@ from musev.denoise.sources import UpstreamSource
 from musev.models.attachments import FramePositions, TemporalOff
 from musev.models.bundle import ModelBundle
 from musev.models.control import ControlNet
-from musev.render import (
-    ClipMedia,
-    decode_segments,
-    denoise_request,
-    encode_conditions,
-)
+from musev.render import decode_segments, denoise_request
 from musev.window_denoiser import WindowDenoiser
 from tests.goldens import GOLDENS, have_goldens, load_tensors, pipeline_case, require_goldens
 

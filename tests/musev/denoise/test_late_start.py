@@ -7,8 +7,8 @@ import torch
 
 from musev.config import SamplingConfig, ScheduleConfig
 from musev.denoise.late_start import start_late
-from musev.denoise.solvers import Solver, make_solver
 from musev.denoise.solver_base import SolverState
+from musev.denoise.solvers import Solver, make_solver
 
 
 def solver_named(name: str, num_steps: int = 6) -> Solver:

@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 import torch
 
+from musev.conditions import ClipMedia, encode_conditions, fit_media
 from musev.config import ClipRequest, WeightsConfig
 from musev.models.bundle import load_bundle
 from musev.models.cost import ClipShape, CostModel, conditioning_bytes
 from musev.registry import get_profile
-from musev.render import ClipMedia, encode_conditions, fit_media
 
 TINY = WeightsConfig(random_seed=1)
 
