@@ -28,15 +28,17 @@ from musev.config import (
     WindowConfig,
 )
 from musev.control.clip_control import ClipControl, EmbeddedFrames
+from musev.denoise.late_start import start_late
 from musev.denoise.loop import denoise_clip
 from musev.denoise.noise import UpstreamNoise
 from musev.denoise.solvers import make_solver
 from musev.denoise.sources import UpstreamSource
-from musev.models.attachments import FramePositions, TemporalOff
+from musev.models.attachments import ConditionFrames, FramePositions, TemporalOff
 from musev.models.bundle import ModelBundle
 from musev.models.control import ControlNet
+from musev.models.vae import encode_frames
 from musev.render import decode_segments, denoise_request
-from musev.window_denoiser import WindowDenoiser
+from musev.window_denoiser import WindowDenoiser, join_frames
 from tests.goldens import GOLDENS, have_goldens, load_tensors, pipeline_case, require_goldens
 
 pytestmark = pytest.mark.parity
@@ -44,14 +46,6 @@ pytestmark = pytest.mark.parity
 COMPONENTS = GOLDENS / "pipeline" / "components"
 # Conditions that a row cannot ask for yet (the manifest refuses them by name), or another flow.
 NOT_HERE = ("ip_adapter_face", "lora", "textual_inversion")
-OTHER_FLOWS = {
-    "cond_index_last_clobbered": "condition frames at other places than the front",
-    "prompt_only_image": "image tokens in the place of the text",
-    "v2v_image_euler": "starting from a video",
-    "v2v_image_strength_ignored": "starting from a video",
-    "v2v_latents_image_strength": "starting from a video",
-    "zero_snr_v2v_image": "starting from a video",
-}
 # What the original cannot do and we can, with no numbers to compare; other tests cover them.
 WITHOUT_NUMBERS = {
     "controlnet_guess_reference_fails",
@@ -83,7 +77,7 @@ def cases() -> list[Any]:
     names = []
     for path in sorted((GOLDENS / "pipeline" / "cases").glob("*.json")):
         case = json.loads(path.read_text())
-        if case["level"] != "pipeline" or path.stem in OTHER_FLOWS | dict.fromkeys(WITHOUT_NUMBERS):
+        if case["level"] != "pipeline" or path.stem in WITHOUT_NUMBERS:
             continue
         if not any(part in case["components"] for part in NOT_HERE):
             names.append(path.stem)
@@ -154,6 +148,10 @@ def sampling_for(case: dict[str, Any]) -> SamplingConfig:
         motion_speed=call["motion_speed"],
         ip_adapter_scale=call.get("ip_adapter_scale", 1.0),
         image_fit="upstream",
+        prompt_from_image=call.get("prompt_only_use_image_prompt", False),
+        strength=call.get("strength", 1.0),
+        # Only where latents are given besides the image does it count (ALGORITHM.md 7.4).
+        strength_counts=call.get("add_latents_noise", False),
     )
 
 
@@ -246,6 +244,29 @@ class TemporalOffDenoiser:
         )
 
 
+class ClobberingDenoiser:
+    """First and last frame given, as the original shows them to its network: the window is written
+    over the last one, and a frame of zeros stays where the window should begin (ALGORITHM.md 7.5).
+    """
+
+    def __init__(self, bundle: ModelBundle, conditions: Any) -> None:
+        self._bundle, self._conditions = bundle, conditions
+
+    def __call__(self, noisy: torch.Tensor, timestep: float, window: Any) -> torch.Tensor:
+        first = self._conditions.frames_BCTHW[:, :, :1]
+        joint = torch.cat([first, torch.zeros_like(first), noisy], dim=2)
+        estimate = self._bundle.unet(
+            torch.cat([joint, joint]),
+            timestep,
+            self._conditions.network,
+            attachments=(
+                FramePositions(motion_speed=8.0),
+                ConditionFrames((0, joint.shape[2] - 1)),
+            ),
+        )
+        return estimate[:, :, 2:]
+
+
 @pytest.mark.parametrize("name", cases())
 def test_pipeline_case(name: str) -> None:
     """Initial latents, every step's latents and the decoded video equal the original's."""
@@ -307,18 +328,29 @@ def denoise(
     if case["scheduler"] == "dpm":
         options.setdefault("use_karras_sigmas", True)  # the original's default for this class
     solver = make_solver(sampling, bundle.schedule, **options)
+    source_BCTHW = None
+    if "in.image" in recorded:
+        source_BCTHW = recorded.get("in.latents")
+        if sampling.strength_counts:
+            solver = start_late(solver, sampling.strength)
+        else:
+            source_BCTHW = encode_frames(bundle.vae, frames_of(recorded, "image"))
     generator = torch.Generator("cpu").manual_seed(case["generator_seed"])
     source = UpstreamSource(UpstreamNoise(generator, sampling.noise, sampling.w_ind_noise))
     initial = recorded["c0.latents_init"]
-    if "in.latents" in recorded:
+    if "in.latents" in recorded and source_BCTHW is None:
         start = recorded["in.latents"] * solver.initial_scale
     else:
         mixed = case["call"]["need_img_based_video_noise"]
         frames = conditions.frames_BCTHW if mixed else None
-        start = start_latents(source, tuple(initial.shape), frames, solver, sampling)
+        start = start_latents(
+            source, tuple(initial.shape), frames, solver, sampling, source_BCTHW=source_BCTHW
+        )
     close("initial", start, initial, 1e-5 * max(1.0, solver.initial_scale))
-    if case["call"].get("skip_temporal_layer"):
-        denoiser: Any = TemporalOffDenoiser(bundle, conditions)
+    if "vision_condition_latent_index" in case["call"]:
+        denoiser: Any = ClobberingDenoiser(bundle, conditions)
+    elif case["call"].get("skip_temporal_layer"):
+        denoiser = TemporalOffDenoiser(bundle, conditions)
     else:
         denoiser = WindowDenoiser(
             bundle.unet,
@@ -335,8 +367,10 @@ def denoise(
         noise=source,
         on_step=lambda _step, latents: steps.append(latents),
     )
-    given = conditions.frames_BCTHW
-    return steps, done if given is None else torch.cat([given, done], dim=2)
+    if "vision_condition_latent_index" in case["call"]:
+        given = conditions.frames_BCTHW
+        return steps, torch.cat([given[:, :, :1], done, given[:, :, 1:]], dim=2)
+    return steps, join_frames(conditions, done)
 
 
 def tolerance(name: str, case: dict[str, Any]) -> float:
