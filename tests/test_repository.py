@@ -271,10 +271,11 @@ def _installs(checkout: Path) -> list[str]:
 def test_setup_installs_torch_first_and_says_what_it_does(checkout: Path) -> None:
     done = _set_up(checkout)
     assert done.returncode == 0, done.stderr
-    torch, rest = _installs(checkout)
+    torch, rest, poses = _installs(checkout)
     assert "torch==" in torch
     assert "torchvision==" in torch
-    assert rest.endswith("-c constraints.txt -e .[dev]")
+    assert rest.endswith("-c constraints.txt -e .[dev,pose]")
+    assert "--no-deps --upgrade --target .venv/share/musev-pose" in poses
     assert "PyTorch and torchvision: 5.6 GB on disk, usually" in done.stdout
     assert "Set-up finished in" in done.stdout
 
@@ -283,16 +284,28 @@ def test_setup_is_done_once_until_the_dependencies_change(checkout: Path) -> Non
     _set_up(checkout)
     again = _set_up(checkout)
     assert (again.returncode, again.stdout) == (0, "")
-    assert len(_installs(checkout)) == 2
+    assert len(_installs(checkout)) == 3
 
     pyproject = checkout / "pyproject.toml"
     pyproject.write_text(pyproject.read_text().replace("line-length = 100", "line-length = 99"))
     _set_up(checkout)
-    assert len(_installs(checkout)) == 2  # a tool's setting is no dependency
+    assert len(_installs(checkout)) == 3  # a tool's setting is no dependency
 
     pyproject.write_text(pyproject.read_text().replace('"einops>=0.8.2"', '"einops>=0.8.1"'))
     assert "Bringing .venv up to date" in _set_up(checkout).stdout
-    assert len(_installs(checkout)) == 4
+    assert len(_installs(checkout)) == 6
+
+
+def test_setup_goes_on_without_the_pose_models(checkout: Path) -> None:
+    python = checkout / "python"
+    text = python.read_text()
+    python.write_text(
+        text.replace('*"-m pip install"*)', '*musev-pose*) exit 1 ;;\n  *"-m pip install"*)')
+    )
+    done = _set_up(checkout)
+    assert done.returncode == 0, done.stderr
+    assert "Going on without the pose engine 'embedded'" in done.stderr
+    assert len(_installs(checkout)) == 2
 
 
 def test_setup_that_fails_shows_why_and_is_repeated(checkout: Path) -> None:
@@ -302,7 +315,7 @@ def test_setup_that_fails_shows_why_and_is_repeated(checkout: Path) -> None:
     assert "no space left" in done.stderr
     (checkout / "break").unlink()
     assert _set_up(checkout).returncode == 0
-    assert len(_installs(checkout)) == 3
+    assert len(_installs(checkout)) == 4
 
 
 def test_setup_refuses_another_python(checkout: Path) -> None:
