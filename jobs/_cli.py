@@ -34,6 +34,14 @@ OutputOption = Annotated[
 ProfileOption = Annotated[
     str, typer.Option("--profile", help=f"Named settings: {', '.join(PROFILES)}.")
 ]
+LicenceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--require-licence",
+        metavar="commercial",
+        help="Refuse weights whose licence is not known to allow commercial use.",
+    ),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(

@@ -22,6 +22,7 @@ from jobs._cli import (
     OK,
     ROWS_FAILED,
     WORKERS,
+    LicenceOption,
     ManifestOption,
     OutputOption,
     ProfileOption,
@@ -33,7 +34,9 @@ from jobs._cli import (
 from jobs._console import INTERRUPTED, Teller, disconnect, terminate_as_interrupt
 from musev.config import ClipRequest, to_plain
 from musev.errors import ManifestError
+from musev.licences import check_licences, licence_of, licences_of
 from musev.weights import digest_weights
+from pipelines.control_maps import describe_detectors
 from pipelines.forecast import compare, forecast_profile
 from pipelines.ledger import RESULTS, Ledger, Record
 from pipelines.manifest import read_manifest, resolve_rows
@@ -82,6 +85,12 @@ class Job:
     graph: Graph
     retry_failed: bool
 
+    def check_licences(self, required: str | None) -> None:
+        """Refuse weights, of the run or of a row, without the licence that is required."""
+        own = {lora.file for request in self.requests for lora in request.loras}
+        files = {file: licence_of(file) for file in own} if required else {}
+        check_licences(self.graph.licences | files, required)
+
 
 @app.command(help=__doc__)
 def text_to_video(
@@ -104,11 +113,13 @@ def text_to_video(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try rows again that failed in an earlier run.")
     ] = False,
+    require_licence: LicenceOption = None,
 ) -> None:
     """Render a manifest of prompts and reference images to videos on storage."""
     with errors_as_status():
         asked = parse_workers(workers)
         job = _prepare(manifest, output, profile, changes or (), retry_failed)
+        job.check_licences(require_licence)
         status = _show_plan(job) if dry_run else _run(job, asked)
     raise typer.Exit(status)
 
@@ -142,6 +153,8 @@ def _prepare(
         ledger=ledger,
         cache=MediaCache(run_id=ledger.run_id),
         model_digests=digest_weights(settings.profile.weights),
+        licences=licences_of(settings.profile.weights),
+        detectors=describe_detectors(requests, settings.profile.control),
     )
     return Job(
         manifest=manifest,
@@ -207,12 +220,22 @@ def _render(
     teller.say("checking the rows and their media")
     forecast = _Forecast(graph)
 
+    def on_maps(done: int, failed: int, total: int) -> None:
+        if teller.wants_progress(last=done == total):
+            line = f"{done}/{total} stretches of control maps done, {failed} failed"
+            teller.progress(line, last=done == total)
+
     def on_plan(plan: RunPlan) -> OnTick:
         forecast.start(plan)
         return _follow(plan, found.most, teller)
 
     records = run_text_to_video(
-        graph, job.requests, job.refused, retry_failed=job.retry_failed, on_plan=on_plan
+        graph,
+        job.requests,
+        job.refused,
+        retry_failed=job.retry_failed,
+        on_plan=on_plan,
+        on_maps=on_maps,
     )
     teller.say("writing the report")
     wall_s = time.monotonic() - started

@@ -24,10 +24,11 @@ from musev.denoise.loop import denoise_clip
 from musev.denoise.places import places_of
 from musev.denoise.sources import make_noise_source
 from musev.errors import RequestError
+from musev.lora_choice import LoraFile
 from musev.media import fit_image
-from musev.models.attachments import ImagePrompt, ReferenceFeatures, TemporalOff
+from musev.models.attachments import FacePrompt, ImagePrompt, ReferenceFeatures, TemporalOff
 from musev.models.bundle import ModelBundle
-from musev.models.image_prompt import encode_image_prompt
+from musev.models.image_prompt import encode_faces, encode_image_prompt
 from musev.models.text import encode_prompts
 from musev.models.vae import decode_to_float, encode_frames
 from musev.parts import NoStore, OwnParts, PartStore, part_key
@@ -49,6 +50,8 @@ class ClipMedia:
     reference_image: Picture = None
     ip_adapter_image: Picture = None
     face_image: Picture = None
+    loras: tuple[LoraFile, ...] = ()
+    """Files of the request's LoRAs."""
     video: Path | None = None
     maps: ControlMaps | None = None
     """Control maps that were made for the clip; without, the video's frames are the maps."""
@@ -226,6 +229,7 @@ def draw_first_frame(
         *(1, LATENT_CHANNELS, num_frames),
         *(request.height // scale, request.width // scale),
     )
+    control = None if control is None else control.during(solver.timesteps)
     latents_BCTHW = denoise_clip(
         CarefulDenoiser(bundle.unet, conditions, always=(TemporalOff(),), control=control),
         start_latents(noise, shape_BCTHW, None, solver, still.sampling, source_BCTHW=given),
@@ -259,7 +263,10 @@ def _still_of(request: ClipRequest, media: ClipMedia) -> tuple[ClipRequest, Clip
         condition_image=None,
         reference_image=media.reference_image if how.with_reference else None,
         ip_adapter_image=media.ip_adapter_image if how.with_image_prompt else None,
+        face_image=media.face_image if how.with_face else None,
     )
+    if not how.with_face:
+        still = dataclasses.replace(still, face_embedding=())
     return still, shown
 
 
@@ -270,6 +277,8 @@ def _with_drawn(request: ClipRequest, media: ClipMedia, drawn_TYXC: np.ndarray) 
         for column in ("reference_image", "ip_adapter_image"):
             if getattr(media, column) is not None:
                 replaced[column] = drawn_TYXC
+    if request.redraw and request.video is None and media.face_image is not None:
+        replaced["face_image"] = drawn_TYXC  # of a driven video the original leaves the face
     return dataclasses.replace(media, **replaced)
 
 
@@ -285,6 +294,8 @@ def _kinds_of_own(given: ClipMedia, shown: ClipMedia) -> set[str]:
         kinds |= {"image prompt", "reference"}  # the reference is told the image prompt
     elif not is_given("reference_image"):
         kinds.add("reference")
+    if not is_given("face_image"):
+        kinds.add("face")
     return kinds
 
 
@@ -305,14 +316,20 @@ def encode_given(
     guided = request.sampling.guidance.active
     negatives = [request.negative_prompt] if guided else None
     text_BLD = parts.find(
-        part_key("text", request.prompt, negatives),
-        lambda: encode_prompts(bundle.tokenizer, bundle.text_encoder, [request.prompt], negatives),
+        part_key("text", request.prompt, negatives, bundle.loras.in_use),
+        lambda: encode_prompts(
+            bundle.tokenizer,
+            bundle.text_encoder,
+            [request.prompt],
+            negatives,
+            words=bundle.words,
+        ),
     )
     condition_TYXC = None if media.condition_image is None else np.asarray(media.condition_image)
     reference_TYXC = _first_given(media.reference_image, condition_TYXC)
     image_prompt_TYXC = _first_given(media.ip_adapter_image, condition_TYXC)
 
-    attachments: list[ImagePrompt | ReferenceFeatures] = []
+    attachments: list[ImagePrompt | FacePrompt | ReferenceFeatures] = []
     tokens_BLD = None
     in_place = request.sampling.prompt_from_image and not bundle.unet.config.ip_adapter_cross_attn
     takes_tokens = bundle.takes_image_prompts or (in_place and bundle.image_projection is not None)
@@ -339,6 +356,8 @@ def encode_given(
                 lambda: encode_reference(bundle, reference_TYXC, told_BLD),
             )
         )
+    if (faces := _encode_faces(bundle, request, media, parts)) is not None:
+        attachments.append(faces)
     frames_BCTHW = None
     if condition_TYXC is not None:
         frames_BCTHW = parts.find(
@@ -369,9 +388,59 @@ def encode_reference(
     return bundle.referencenet(latents_BCTHW, told_BLD.to(bundle.dtype), timestep=0)
 
 
+def _encode_faces(
+    bundle: ModelBundle, request: ClipRequest, media: ClipMedia, parts: PartStore
+) -> FacePrompt | None:
+    """Face tokens of the row's faces: embeddings that it brings along, or found in its pictures."""
+    faces_TYXC = media.face_image
+    if bundle.face_projection is None or request.sampling.ip_adapter_face_scale <= 0:
+        return None
+    if not bundle.takes_faces or (faces_TYXC is None and not request.face_embedding):
+        return None
+    if faces_TYXC is None:
+        width = bundle.face_projection.config.id_embeddings_dim
+        if len(request.face_embedding) % width:
+            raise RequestError(
+                f"request {request.request_id!r}: face_embedding has "
+                f"{len(request.face_embedding)} numbers, but an embedding has {width}. Give that "
+                "many, or a multiple for several faces."
+            )
+        faces_KD = torch.tensor(request.face_embedding).reshape(-1, width)
+    else:
+        finder = bundle.face_finder
+        if finder is None:
+            raise RequestError(
+                f"request {request.request_id!r}: face_image is given, but there are no models "
+                "that find faces. Name their folder in weights.face_models, or give "
+                "face_embedding."
+            )
+        pictures_TYXC = _as_uint8(np.asarray(faces_TYXC))
+        faces_KD = parts.find(
+            part_key("face", pictures_TYXC),
+            lambda: torch.from_numpy(finder.find(pictures_TYXC)),
+        )
+    guided = request.sampling.guidance.active
+    tokens_BLD = encode_faces(bundle.face_projection, faces_KD, with_unconditional=guided)
+    return FacePrompt(tokens_BLD, scale=request.sampling.ip_adapter_face_scale)
+
+
+def _as_uint8(pictures_TYXC: np.ndarray) -> np.ndarray:
+    """What was generated before comes as floats in 0..1; the original cuts off, too."""
+    if pictures_TYXC.dtype == np.uint8:
+        return pictures_TYXC
+    return (pictures_TYXC * 255).clip(0, 255).astype(np.uint8)
+
+
 def _refuse_unusable_media(bundle: ModelBundle, request: ClipRequest) -> None:
+    if request.face_embedding and not bundle.takes_faces:
+        raise RequestError(
+            f"request {request.request_id!r}: face_embedding is given, but the weights of profile "
+            f"{request.profile!r} hold no face projection that its U-Net reads. Name a FaceID file "
+            "in weights.face, or leave face_embedding empty."
+        )
     for column, usable, name in (
         ("reference_image", bundle.takes_references, "ReferenceNet"),
+        ("face_image", bundle.takes_faces, "face projection"),
         ("ip_adapter_image", bundle.takes_image_prompts, "image-prompt projection"),
     ):
         if getattr(request, column) is not None and not usable:

@@ -391,6 +391,7 @@ class Profile:
 
 
 Pictures = str | tuple[str, ...] | None
+_CONTROL_NUMBERS = {"control_scale": 1.0, "control_start": 0.0, "control_end": 1.0}
 PICTURE_COLUMNS = ("condition_image", "reference_image", "ip_adapter_image", "face_image")
 
 
@@ -439,6 +440,10 @@ class ClipRequest:
     frames as they are."""
     control_scale: tuple[float, ...] = ()
     """Strength of each of ``control``; all 1 where nothing is given."""
+    control_start: tuple[float, ...] = ()
+    """Share of the steps after which each of ``control`` sets in; all 0 where nothing is given."""
+    control_end: tuple[float, ...] = ()
+    """Share of the steps after which each of ``control`` stops; all 1 where nothing is given."""
     num_frames: int
     """0 until the video that decides the length has been measured."""
     fps: float
@@ -460,13 +465,14 @@ class ClipRequest:
         object.__setattr__(self, "loras", tuple(loras))
         object.__setattr__(self, "face_embedding", tuple(map(float, self.face_embedding)))
         names = tuple(self.control)  # lists, where the request comes from JSON
-        scales = tuple(map(float, self.control_scale)) or (1.0,) * len(names)
         object.__setattr__(self, "control", names)
-        object.__setattr__(self, "control_scale", scales)
-        _check(
-            len(scales) == len(names),
-            f"control_scale has {len(scales)} numbers for {len(names)} names in control",
-        )
+        for column, default in _CONTROL_NUMBERS.items():
+            numbers = tuple(map(float, getattr(self, column))) or (default,) * len(names)
+            object.__setattr__(self, column, numbers)
+            _check(
+                len(numbers) == len(names),
+                f"{column} has {len(numbers)} numbers for {len(names)} names in control",
+            )
 
     @property
     def media(self) -> dict[str, str]:

@@ -11,7 +11,7 @@ verbs in one process, to the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from musev.conditions import ClipMedia, encode_conditions, fit_media
 from musev.config import ClipRequest, EncoderConfig
 from musev.control.clip_control import ControlMaps, open_control
 from musev.denoise.conditioning import Denoiser
+from musev.lora_choice import LoraFile
 from musev.media import VideoInfo, write_segment
 from musev.models.bundle import ModelBundle
 from musev.models.trees import map_tensors
@@ -87,6 +88,7 @@ class ClipEngine:
         Raises:
             RequestError: If the request asks for something these networks cannot do.
         """
+        self._bundle.loras.use(media.loras)
         with (
             open_control(self._bundle, request, media.control) as control,
             open_source(request, media.video) as source,
@@ -100,7 +102,11 @@ class ClipEngine:
 
     @contextmanager
     def open_clip(
-        self, request: ClipRequest, conditions: ClipConditions, maps: Path | ControlMaps | None
+        self,
+        request: ClipRequest,
+        conditions: ClipConditions,
+        maps: Path | ControlMaps | None,
+        loras: Sequence[LoraFile] = (),
     ) -> Iterator[Denoiser]:
         """Make ready to estimate windows of a clip.
 
@@ -108,6 +114,7 @@ class ClipEngine:
             request: The clip.
             conditions: From :meth:`condition`, of any process.
             maps: Its control maps or control video; kept open until the ``with`` block ends.
+            loras: Its LoRA files. Windows of clips with others may come in between.
 
         Yields:
             Noisy latents, timestep and frame numbers to an estimate in :attr:`wire_dtype`.
@@ -122,6 +129,7 @@ class ClipEngine:
 
             @torch.inference_mode()
             def denoise(noisy_BCFHW: Tensor, timestep: float, window: tuple[int, ...]) -> Tensor:
+                self._bundle.loras.use(loras)
                 # The networks answered in this precision; float32 was only their container.
                 return estimate(noisy_BCFHW.float(), timestep, window).to(dtype).cpu()
 

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from musev.errors import ConfigError
@@ -64,6 +65,16 @@ class LoraChoice:
                 f"a LoRA's merge must be one of {', '.join(get_args(LoraMerge))}; got "
                 f"{self.merge!r}"
             )
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """A LoRA of a row with its file on this machine."""
+
+    choice: LoraChoice
+    path: Path
+    digest: str = ""
+    """Of the file's content, where it is known."""
 
 
 def parse_lora(

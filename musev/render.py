@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from musev.clip_front import ClipFacts, count_generated, open_front
+from musev.clip_front import ClipFacts, count_generated, open_front, solver_of
 from musev.conditions import ClipMedia, ReadFrame, encode_conditions, fit_media
 from musev.config import ClipRequest, EncoderConfig
 from musev.control.clip_control import ClipControl, open_control, open_control_frames
@@ -70,6 +70,7 @@ def render_clip(
         open_control(bundle, request, media.control) as control,
         open_source(request, media.video) as source,
     ):
+        bundle.loras.use(media.loras)
         fitted = fit_media(request, media)
         if request.sampling.shots.num_frames is not None:
             latents_BCTHW = denoise_shots(
@@ -138,6 +139,9 @@ def make_denoiser(
 ) -> CarefulDenoiser:
     """Make what estimates the windows of a clip; ``conditions`` lie on the bundle's device."""
     always = (FramePositions(motion_speed=request.sampling.motion_speed),)
+    late = conditions.source_BCTHW is not None
+    solver = solver_of(request.sampling, bundle.schedule, late=late)
+    control = None if control is None else control.during(solver.timesteps)
     return CarefulDenoiser(bundle.unet, conditions, always=always, control=control)
 
 
@@ -175,7 +179,9 @@ def open_source(request: ClipRequest, video: Path | None) -> Iterator[ReadFrame 
         yield None
         return
     with open_control_frames(request, video) as store:
-        yield store.read
+        # Frame 0 is the condition image's own, where that is no frame of the video.
+        own = int(request.condition_has_own_map)
+        yield lambda frame: store.read(max(frame - own, 0))
 
 
 def decode_segments(

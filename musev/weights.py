@@ -10,12 +10,13 @@ import hashlib
 import json
 import pickle
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from musev.config import WeightsConfig
+from musev.config import ClipRequest, WeightsConfig
 from musev.errors import WeightsError
+from musev.weight_store import is_remote, local_part
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,9 +41,32 @@ WEIGHT_FILES = (
     "model.fp16.safetensors",
     "pytorch_model.bin",
 )
+SINGLE_FILES = (".safetensors", ".ckpt")
+"""Ends of a base model that is one file; a diffusers model is a folder."""
+EMBEDDINGS = "embeddings/"
+"""Parts of this prefix are learnt words; a clip's bytes depend on those in its prompts."""
 _LISTED_KEYS = 30
+_SMALL_FILES = (".json", ".txt", ".md", "LICENSE")
 
 Shapes = Mapping[str, Sequence[int]]
+
+
+def local_path(base: str, name: str = "") -> Path:
+    """Find a file or folder of weights on this machine; what a URL names is fetched once.
+
+    Args:
+        base: Path or URL.
+        name: Of a part below it.
+
+    Returns:
+        The path.
+    """
+    return local_part(base, name, choose=_needed_files)
+
+
+def _needed_files(names: Sequence[str]) -> list[str]:
+    small = [name for name in names if name.endswith(_SMALL_FILES)]
+    return small + [name for name in WEIGHT_FILES if name in names][:1]
 
 
 def find_weights(folder: Path, *, where: str) -> Path:
@@ -140,6 +164,29 @@ def load_groups(path: str | Path) -> dict[str, dict[str, Tensor]]:
                 raise WeightsError(f"{path}: key {key!r} belongs to no group")
             groups.setdefault(group, {})[rest] = value
     return groups
+
+
+def safetensors_keys(path: Path) -> list[str] | None:
+    """Read the keys of a ``.safetensors`` file without torch.
+
+    Args:
+        path: Any file.
+
+    Returns:
+        The keys; None for a file of another kind.
+
+    Raises:
+        WeightsError: If the file is damaged.
+    """
+    if path.suffix != ".safetensors":
+        return None
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+        return [key for key in header if key != "__metadata__"]
+    except (ValueError, TypeError, MemoryError, OverflowError) as error:
+        raise WeightsError(f"{path.name}: damaged or truncated ({error}). Copy it again.") from None
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -352,17 +399,38 @@ def published_paths(config: WeightsConfig) -> dict[str, Path]:
         raise WeightsError(
             "weights.image_prompt and weights.image_encoder work only together; give both or none"
         )
-    t2i = Path(config.t2i)
-    paths = {name: t2i / name for name in ("tokenizer", "text_encoder", "scheduler")}
-    paths |= {"t2i_unet": t2i / "unet", "unet": Path(config.motion) / "unet"}
-    paths["vae"] = Path(config.vae) if config.vae else t2i / "vae"
+    paths = _base_paths(config.t2i, config)
+    paths["unet"] = local_path(config.motion, "unet")
+    if config.vae:
+        paths["vae"] = local_path(config.vae)
     if config.referencenet:
-        paths["referencenet"] = Path(config.referencenet) / "referencenet"
+        paths["referencenet"] = local_path(config.referencenet, "referencenet")
     if config.image_prompt and config.image_encoder:
-        prompt = Path(config.image_prompt)
-        paths["image_prompt"] = prompt / IMAGE_PROMPT_FILE if prompt.is_dir() else prompt
-        paths["image_encoder"] = Path(config.image_encoder)
+        prompt = config.image_prompt
+        is_file = Path(prompt).suffix != "" if is_remote(prompt) else not Path(prompt).is_dir()
+        paths["image_prompt"] = local_path(prompt, "" if is_file else IMAGE_PROMPT_FILE)
+        paths["image_encoder"] = local_path(config.image_encoder)
+    if config.face:
+        paths["face"] = local_path(config.face)
     return paths
+
+
+def _base_paths(t2i: str, config: WeightsConfig) -> dict[str, Path]:
+    """Parts of the base model: a diffusers folder, or one file beside the folder of another."""
+    if not t2i.endswith(SINGLE_FILES):
+        names = {name: name for name in ("tokenizer", "text_encoder", "scheduler")}
+        names |= {"t2i_unet": "unet"} | ({} if config.vae else {"vae": "vae"})
+        return {part: local_path(t2i, name) for part, name in names.items()}
+    if config.t2i_config is None:
+        raise WeightsError(
+            f"weights.t2i: {t2i} is a single file, which has no tokenizer. Name the diffusers "
+            "folder of any Stable Diffusion 1.5 model in weights.t2i_config."
+        )
+    return {
+        "t2i_file": local_path(t2i),
+        "tokenizer": local_path(config.t2i_config, "tokenizer"),
+        "scheduler": local_path(config.t2i_config, "scheduler"),
+    }
 
 
 def bundle_folder(name: str) -> Path:
@@ -379,6 +447,8 @@ def bundle_folder(name: str) -> Path:
         WeightsError: If the package has no such bundle.
     """
     scheme, _, shipped = name.rpartition(":")
+    if is_remote(name):
+        return _remote_bundle(name)
     if scheme != "package":
         return Path(name)
     folder = _SHIPPED / shipped
@@ -386,6 +456,18 @@ def bundle_folder(name: str) -> Path:
         there = sorted(path.parent.name for path in _SHIPPED.glob(f"*/{BUNDLE_FILE}"))
         raise WeightsError(f"no bundle {name!r}; this package ships: {', '.join(there) or 'none'}")
     return folder
+
+
+def _remote_bundle(url: str) -> Path:
+    """Fetch a bundle's parts; its index lies in a folder beside theirs."""
+    index = local_path(url, BUNDLE_FILE)
+    for part in read_config(index.parent, where="bundle", name=BUNDLE_FILE).get("parts", {}):
+        local_path(url, part)
+    return index.parent.parent
+
+
+def _index_folder(folder: Path) -> Path:
+    return folder / BUNDLE_FILE if (folder / BUNDLE_FILE).is_dir() else folder
 
 
 def bundle_paths(folder: Path) -> dict[str, Path]:
@@ -400,11 +482,12 @@ def bundle_paths(folder: Path) -> dict[str, Path]:
     Raises:
         WeightsError: If the folder holds no readable ``musev_bundle.json``.
     """
-    index = read_config(folder, where="bundle", name=BUNDLE_FILE)
+    place = _index_folder(folder)
+    index = read_config(place, where="bundle", name=BUNDLE_FILE)
     parts = index.get("parts")
     if not isinstance(parts, dict) or not all(isinstance(part, dict) for part in parts.values()):
         raise WeightsError(f"bundle: {folder / BUNDLE_FILE} names no parts; write it again")
-    return {"index": folder / BUNDLE_FILE} | {name: folder / name for name in parts}
+    return {"index": place / BUNDLE_FILE} | {name: folder / name for name in parts}
 
 
 def controlnet_part(name: str) -> str:
@@ -443,37 +526,100 @@ def digest_weights(config: WeightsConfig) -> dict[str, str]:
         A part that is missing is a :class:`WeightsError`.
     """
     eps = config.layer_norm_eps
-    named = {controlnet_part(name): Path(path) for name, path in config.controlnets.items()}
+    named = extra_paths(config)
     if config.random_seed is not None:
         digests = {"random": f"{TINY_VERSION}:seed={config.random_seed}"}
         digests |= {"settings": f"layer_norm_eps={eps!r}"} if eps else {}
-        return digests | {name: _digest_part(name, path) for name, path in named.items()}
+        return digests | {name: _digest_extra(name, path, config) for name, path in named.items()}
     if config.bundle is not None:
         paths = bundle_paths(bundle_folder(config.bundle))
         settings = "layer_norm_eps=" + ("as saved" if eps is None else repr(eps))
     else:
         paths = published_paths(config)
         settings = f"layer_norm_eps={eps or 0.0!r},motion_name={config.motion_name}"
-    digests = {name: _digest_part(name, path) for name, path in (paths | named).items()}
+        if config.image_prompt and image_prompt_wins(config):
+            settings += ",image_prompt_attention=file"
+    digests = {name: _digest_part(name, path) for name, path in paths.items()}
+    digests |= {name: _digest_extra(name, path, config) for name, path in named.items()}
     return digests | {"settings": settings}
 
 
-def digests_in_use(digests: Mapping[str, str], control: Collection[str]) -> dict[str, str]:
-    """Leave out the ControlNets that a clip does not use, so that they do not rename its video.
+def image_prompt_wins(config: WeightsConfig) -> bool:
+    """Whether the image-prompt file's attention weights replace those the U-Net was trained with.
+
+    MuseV's U-Net was trained with MuseV's own projection; tokens of another adapter mean something
+    else to it, and that adapter's weights know what.
+    """
+    if config.image_prompt_attention != "auto":
+        return config.image_prompt_attention == "file"
+    prompt = Path(config.image_prompt or IMAGE_PROMPT_FILE)
+    return prompt.suffix != "" and prompt.name != IMAGE_PROMPT_FILE
+
+
+def extra_paths(config: WeightsConfig) -> dict[str, Path]:
+    """File or folder of each part that can be added to weights of any source.
 
     Args:
-        digests: From :func:`digest_weights`.
-        control: Names of the ControlNets that the clip uses.
+        config: Where the weights lie.
 
     Returns:
-        The digests of what the clip is rendered with.
+        Paths by part: ControlNets, learnt words, pose guider, models that find faces; and the VAE
+        where it takes the place of another source's.
     """
-    used = {controlnet_part(name) for name in control}
-    return {
-        name: digest
-        for name, digest in digests.items()
-        if name in used or not name.startswith(CONTROLNETS)
-    }
+    found = {controlnet_part(name): local_path(path) for name, path in config.controlnets.items()}
+    for word, file in config.embeddings.items():
+        found[EMBEDDINGS + word] = local_path(file)
+    if config.pose_guider is not None:
+        found["pose_guider"] = local_path(config.pose_guider)
+    if config.face_models is not None:
+        found["face_models"] = Path(config.face_models)
+    if config.vae is not None and config.t2i is None:
+        found["vae"] = local_path(config.vae)
+    return found
+
+
+def digests_in_use(
+    digests: Mapping[str, str], request: ClipRequest, *, controlnets: Iterable[str] | None = None
+) -> dict[str, str]:
+    """Leave out what a clip does not use, so that it does not rename its video.
+
+    Args:
+        digests: From :func:`digest_weights`, or anything else by part.
+        request: Names ControlNets and pictures, and holds the prompts that name learnt words.
+        controlnets: The ControlNets it uses, where they are not called as in its ``control``.
+
+    Returns:
+        The entries of what the clip is rendered with.
+    """
+    nets = request.control if controlnets is None else controlnets
+    used = {controlnet_part(name) for name in nets}
+    texts = (
+        request.prompt,
+        request.negative_prompt,
+        request.sampling.first_frame.negative_prompt or "",
+    )
+
+    def counts(name: str) -> bool:
+        if name.startswith(EMBEDDINGS):
+            return any(name.removeprefix(EMBEDDINGS) in text for text in texts)
+        if name == "face_models":
+            return bool(request.pictures("face_image"))
+        if name == "pose_guider":
+            return bool(request.control) or request.video is not None
+        return name in used or not name.startswith(CONTROLNETS)
+
+    return {name: digest for name, digest in digests.items() if counts(name)}
+
+
+def _digest_extra(name: str, path: Path, config: WeightsConfig) -> str:
+    if name == "face_models":
+        models = sorted(path.glob("*.onnx"))
+        if not models:
+            raise WeightsError(f"{name}: no .onnx files in {path}")
+        told = "\n".join(f"{model.name} {hash_file(model)}" for model in models)
+        return f"sha256:{hashlib.sha256(told.encode()).hexdigest()}"
+    only_first = name.startswith(EMBEDDINGS) and config.embedding_vectors == "first"
+    return _digest_part(name, path) + (":first" if only_first else "")
 
 
 def _digest_part(name: str, path: Path) -> str:

@@ -14,7 +14,6 @@ from pipelines.conductor import PoolLostError
 from pipelines.outcomes import Row
 from pipelines.pool import Lease, Wish
 from pipelines.rows import request_from_json
-from pipelines.stages.commit import CommitClip
 from pipelines.stages.conduct import ConductClip, is_long
 
 logger = logging.getLogger(__name__)
@@ -51,7 +50,7 @@ class DriveClips:
             tell=self._tell,
             settings=settings,
         )
-        self._commit = CommitClip(ledger=setup.ledger, model_digests=setup.model_digests)
+        self._commit = setup.commit()
 
     def __call__(self, row: Row) -> Row:
         """Bring one row to its end; called from several threads."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from musev.config import ClipRequest
+from musev.lora_choice import LoraFile
 from musev.media import read_image
 from pipelines.engines import Media
 from pipelines.media_cache import MediaCache
@@ -49,6 +50,13 @@ def open_media(
         needs_video = request.start_from_video or not request.maps_made_of
         if video is not None and needs_video:
             media["video"] = stack.enter_context(cache.open_file(video, digests["video"]))[1]
+        if request.loras:
+            media["loras"] = tuple(
+                LoraFile(
+                    lora, stack.enter_context(cache.open_file(uri, digests[name]))[1], digests[name]
+                )
+                for lora, (name, uri) in zip(request.loras, request.files.items(), strict=True)
+            )
         if maps_json:
             media["maps"] = _open_maps(cache, json.loads(maps_json), media.get("video"), stack)
         yield media

@@ -7,10 +7,10 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from musev.config import Profile
+from musev.config import PICTURE_COLUMNS, Profile
 from musev.parts import PartUses, RecentParts, kind_of
 from pipelines.clip_media import open_media
 from pipelines.engines import LoadEngine
@@ -38,8 +38,15 @@ class WorkerSetup:
     cache: MediaCache
     model_digests: Mapping[str, str]
     load_engine: LoadEngine
+    licences: Mapping[str, str] = field(default_factory=dict)
     shares_parts: bool = False
     """Whether several rows name the same media, so that it pays to ask other workers."""
+
+    def commit(self) -> CommitClip:
+        """Make what commits rows."""
+        return CommitClip(
+            ledger=self.ledger, model_digests=self.model_digests, licences=self.licences
+        )
 
 
 class ClipWorker:
@@ -72,7 +79,7 @@ class ClipWorker:
             cache=setup.cache,
             pulse=self._pulse,
         )
-        self._commit = CommitClip(ledger=setup.ledger, model_digests=setup.model_digests)
+        self._commit = setup.commit()
         self._ledger, self._cache = setup.ledger, setup.cache
         self._folder = scratch_folder()
         self._open: OrderedDict[str, tuple[Callable[..., Any], ExitStack]] = OrderedDict()
@@ -103,7 +110,9 @@ class ClipWorker:
         started, before = time.monotonic(), self._parts.counts.copy()
         with self._pulse.working():
             request = request_from_json(row["request"])
-            with open_media(self._cache, request, row["media_digests"]) as media:
+            with open_media(
+                self._cache, request, row["media_digests"], row.get("control_maps", "")
+            ) as media:
                 conditions, facts = self._engine.condition(request, media)
         uses = self._parts.counts.since(before)
         return pack_value(conditions), facts, time.monotonic() - started, uses
@@ -165,19 +174,21 @@ class ClipWorker:
             request = request_from_json(row["request"])
             with ExitStack() as stack:
                 media = stack.enter_context(self._video_of(request, row))
+                maps = media.get("maps", media.get("video"))
+                loras = {"loras": media["loras"]} if "loras" in media else {}
                 denoise = stack.enter_context(
-                    self._engine.open_clip(request, unpack_value(packed), media.get("video"))
+                    self._engine.open_clip(request, unpack_value(packed), maps, **loras)
                 )
                 self._open[name] = (denoise, stack.pop_all())
         self._open.move_to_end(name)
         return self._open[name][0]
 
     def _video_of(self, request: Any, row: Row) -> Any:
-        """Media of which windows need the video only: the pictures are in the conditions."""
-        video_only = dataclasses.replace(
-            request, condition_image=None, reference_image=None, ip_adapter_image=None
+        """Media without pictures, which are in the conditions."""
+        video_only = dataclasses.replace(request, **dict.fromkeys(PICTURE_COLUMNS))
+        return open_media(
+            self._cache, video_only, row["media_digests"], row.get("control_maps", "")
         )
-        return open_media(self._cache, video_only, row["media_digests"])
 
 
 class SharedParts:

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 OnProgress = Callable[[str, int, int], None]
 Media = dict[str, Any]
 """Manifest column to decoded picture or pictures, ``video`` to a file on this machine, and ``maps``
-to the clip's :class:`~musev.control.clip_control.ControlMaps`."""
+to the clip's :class:`~musev.control.clip_control.ControlMaps`; ``loras`` to its LoRA files."""
 
 
 class Engine(Protocol):
@@ -38,7 +38,7 @@ class Engine(Protocol):
         ...
 
     def open_clip(
-        self, request: ClipRequest, conditions: Any, maps: Any
+        self, request: ClipRequest, conditions: Any, maps: Any, loras: Any = ()
     ) -> AbstractContextManager[Callable[..., Any]]:
         """Open a clip: ``(noisy_BCFHW, timestep, frames)`` to ``estimate_BCFHW``."""
         ...
@@ -98,9 +98,9 @@ class _Networks:
 
     @contextmanager
     def open_clip(
-        self, request: ClipRequest, conditions: Any, maps: Any
+        self, request: ClipRequest, conditions: Any, maps: Any, loras: Any = ()
     ) -> Iterator[Callable[..., Any]]:
-        with self._engine.open_clip(request, conditions, maps) as denoise:
+        with self._engine.open_clip(request, conditions, maps, loras) as denoise:
 
             def careful(*arguments: Any) -> Any:
                 with _device_or_death(request.request_id):

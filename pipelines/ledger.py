@@ -41,7 +41,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -87,6 +87,10 @@ def _asks_nothing(value: Any) -> bool:
     return value is None or value is False or value in ((), [])
 
 
+def _without_files(loras: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in lora.items() if name != "file"} for lora in loras]
+
+
 def sample_id(
     request: Mapping[str, Any],
     media_digests: Mapping[str, str],
@@ -121,7 +125,7 @@ def sample_id(
     left_out = media | {"request_id", "extra"}
     decides = {
         "request": {
-            name: value
+            name: _without_files(value) if name == "loras" else value
             for name, value in request.items()
             if name not in left_out and not _asks_nothing(value)
         },

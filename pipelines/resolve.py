@@ -8,21 +8,24 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import fsspec
 from PIL import Image
 
 from musev.config import ClipRequest, Profile, SamplingConfig
+from musev.denoise.places import places_of
 from musev.errors import ConfigError, MediaError, MusevError, RequestError
+from musev.lora_choice import LoraChoice, parse_lora
 from musev.negative_prompts import missing_tokens
 from musev.registry import get_profile
-from musev.weights import controlnet_names
-from pipelines.checks import check_value, media_uri, nearest_hint, shorten
+from pipelines.checks import check_value, media_uri, media_uris, nearest_hint, shorten
 from pipelines.frame_sizes import scaled_side
-from pipelines.rows import MANIFEST_COLUMNS, WHOLE_ROW, BadCell, RowFailure
+from pipelines.resolve_control import BadControlError, resolve_control
+from pipelines.rows import MANIFEST_COLUMNS, MAX_FRAMES, WHOLE_ROW, BadCell, RowFailure
 
 # SyntaxError is what Pillow raises for some broken headers; ImportError is a missing driver.
 _UNREADABLE = (OSError, ValueError, ImportError, SyntaxError, Image.DecompressionBombError)
@@ -123,10 +126,17 @@ class _Resolver:
             prompt=given.get("prompt", ""),
             negative_prompt=given.get("negative_prompt", profile.negative_prompt),
             condition_image=given.get("condition_image"),
+            condition_index=tuple(given.get("condition_index") or ()),
+            redraw=bool(given.get("redraw")),
             reference_image=given.get("reference_image"),
             ip_adapter_image=given.get("ip_adapter_image"),
-            **self._control(given),
-            num_frames=given.get("num_frames", 0 if "video" in given else profile.num_frames),
+            face_image=given.get("face_image"),
+            face_embedding=tuple(given.get("face_embedding") or ()),
+            loras=self._loras(given, profile),
+            **self._control(given, profile),
+            num_frames=given.get(
+                "num_frames", 0 if {"video", "keypoints"} & set(given) else profile.num_frames
+            ),
             fps=given.get("fps", float(profile.fps)),
             width=width,
             height=height,
@@ -160,7 +170,7 @@ class _Resolver:
                     raise RequestError(f"is no manifest column.{nearest_hint(name)}")
                 given[name] = check_value(column, value)
                 if column.is_media:
-                    given[name] = media_uri(given[name], self.base_uri)
+                    given[name] = media_uris(column, given[name], self.base_uri)
             except RequestError as problem:
                 raise _BadValue(name, problem) from None
         return given
@@ -172,7 +182,7 @@ class _Resolver:
             other = self.find_profile(name)
         except ConfigError as problem:
             raise _bad("profile", str(problem)) from None
-        for part in ("weights", "precision", "encoder"):
+        for part in ("weights", "precision", "encoder", "control"):
             if getattr(other, part) != getattr(self.profile, part):
                 raise _bad(
                     "profile",
@@ -184,15 +194,53 @@ class _Resolver:
     def _check_complete(self, given: Mapping[str, Any], profile: Profile) -> None:
         if "request_id" not in given:
             raise _bad("request_id", "is missing. Give every row a name of its own.")
+        if given.get("face_embedding") and "face_image" in given:
+            raise _bad(
+                "face_embedding",
+                "is given besides face_image, which would be embedded as well. Give one of them.",
+            )
         has_image = "condition_image" in given
+        num_images = len(_several(given.get("condition_image")))
         if not has_image and not given.get("prompt", "").strip():
             raise _bad("prompt", "is empty and there is no condition_image. Give one of the two.")
-        if has_image and given.get("num_frames", profile.num_frames) < 2:
+        driven = {"video", "keypoints"} & set(given)  # it decides the length where nobody else does
+        num_frames = given.get("num_frames", MAX_FRAMES if driven else profile.num_frames)
+        if has_image and num_frames <= num_images:
+            which = "frame 0 itself" if num_images == 1 else f"{num_images} frames themselves"
             raise _bad(
                 "num_frames",
-                "must be at least 2 with a condition_image, which is frame 0 itself. "
-                "Ask for 2 frames or more.",
+                f"must be at least {num_images + 1} with a condition_image, which is {which}. "
+                f"Ask for {num_images + 1} frames or more.",
             )
+        if given.get("redraw") and not has_image:
+            raise _bad("redraw", "needs a condition_image, and the row has none. Give one.")
+        if given.get("strength", 1) < 1 and not given.get("start_from_video"):
+            raise _bad(
+                "strength",
+                "says how much is made anew of the video that a clip starts from, and this one "
+                "starts from none. Set start_from_video, or leave strength null; redraw_strength "
+                "is that of a redrawn condition image.",
+            )
+        if index := given.get("condition_index"):
+            try:
+                places_of(num_images, index, num_frames)
+            except RequestError as problem:
+                told = str(problem).removeprefix("condition_index ")
+                raise _bad("condition_index", told) from None
+
+    def _loras(self, given: Mapping[str, Any], profile: Profile) -> tuple[LoraChoice, ...]:
+        """LoRAs of the row, else of its profile; a profile's paths start at the working folder."""
+        here = Path.cwd().as_uri()
+        named = {name: _absolute(file, here) for name, file in profile.weights.loras.items()}
+        base_uri = self.base_uri if "loras" in given else here
+        found = []
+        for text in given.get("loras", profile.loras):
+            try:
+                lora = parse_lora(text, named, merge=profile.weights.lora_merge)
+                found.append(dataclasses.replace(lora, file=media_uri(lora.file, base_uri)))
+            except MusevError as problem:
+                raise _bad("loras", str(problem)) from None
+        return tuple(found)
 
     def _check_tokens(self, given: Mapping[str, Any], profile: Profile) -> None:
         held = getattr(profile.weights, "embeddings", ())
@@ -205,80 +253,18 @@ class _Resolver:
                     "take the word out (negative prompt V5 is V2 without such words).",
                 )
 
-    def _control(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        names, scales = given.get("control") or [], given.get("control_scale") or []
-        if "video" not in given:
-            asked = {
-                "video_is_control": given.get("video_is_control"),
-                "control": names,
-                "control_scale": scales if scales != [1.0] else (),
-            }
-            if column := next((name for name, value in asked.items() if value), None):
-                raise _bad(
-                    column,
-                    "needs a video, and the row has none. Give a video whose frames are control "
-                    "maps, or leave this null.",
-                )
-            return {}
-        if not given.get("video_is_control"):
-            raise _bad(
-                "video",
-                "finding poses in a driving video is not supported yet, so "
-                f"{shorten(given['video'])} cannot be honoured. If its frames are control maps "
-                "already, set video_is_control to true; otherwise take the row out.",
-            )
-        names = names or self._only_control()
-        self._check_control_names(names)
-        if scales and len(scales) != len(names):
-            raise _bad(
-                "control_scale",
-                f"has {len(scales)} numbers for {len(names)} names in control "
-                f"({', '.join(names)}). Give one number a name, or leave it null.",
-            )
-        return {
-            "video": given["video"],
-            "video_is_control": True,
-            "control": tuple(names),
-            "control_scale": tuple(scales),
-        }
-
-    def _only_control(self) -> tuple[str, ...]:
-        held = self._controlnets
-        if len(held) > 1:
-            raise _bad(
-                "control",
-                f"is needed: the weights hold several ControlNets ({', '.join(held)}). Name the "
-                "one that the video was made for.",
-            )
-        if not held:
-            raise _bad("video", f"cannot be followed: {self._no_controlnet('openpose')}")
-        return held
-
-    def _check_control_names(self, names: Sequence[str]) -> None:
-        for place, name in enumerate(names):
-            if name not in self._controlnets:
-                raise _bad("control", f"{shorten(name)} is unknown: {self._no_controlnet(name)}")
-            if name in names[:place]:
-                raise _bad("control", f"{name!r} is named twice. Name every ControlNet once.")
-
-    @functools.cached_property
-    def _controlnets(self) -> tuple[str, ...]:
-        return controlnet_names(self.profile.weights)
-
-    def _no_controlnet(self, wanted: str) -> str:
-        held = ", ".join(self._controlnets)
-        setting = f"--set weights.controlnets.{wanted if wanted.isidentifier() else 'NAME'}=FOLDER"
-        where = f"the weights of profile {self.profile.name!r} hold"
-        if held:
-            return f"{where} only {held}. Name one of these, or add the network with {setting}."
-        return f"{where} no ControlNet. Add one with {setting}, or take the row out."
+    def _control(self, given: Mapping[str, Any], profile: Profile) -> dict[str, Any]:
+        try:
+            return resolve_control(given, profile)
+        except BadControlError as bad:
+            raise _bad(*bad.args) from None
 
     def _size(self, given: Mapping[str, Any], profile: Profile) -> tuple[int, int]:
         ratio = given.get("img_length_ratio")
         sides = {"width": given.get("width"), "height": given.get("height")}
         if ratio is not None and None in sides.values() and "condition_image" in given:
             try:
-                found = self.image_size(given["condition_image"])
+                found = self.image_size(_several(given["condition_image"])[0])
             except MediaError as problem:
                 raise _BadValue("condition_image", problem) from None
             sides = {name: sides[name] or size for name, size in zip(sides, found, strict=True)}
@@ -340,6 +326,13 @@ def _bad(column: str, message: str) -> _BadValue:
     return _BadValue(column, RequestError(message))
 
 
+def _absolute(file: str, base_uri: str) -> str:
+    try:
+        return media_uri(file, base_uri)
+    except RequestError:
+        return file  # told where it is used
+
+
 def _usable_id(value: Any) -> str | None:
     try:
         return check_value(MANIFEST_COLUMNS["request_id"], value)
@@ -349,13 +342,17 @@ def _usable_id(value: Any) -> str | None:
 
 def _with_settings(base: SamplingConfig, settings: Mapping[str, Any]) -> SamplingConfig:
     # Grouped, so that settings which only fit together (window 3, overlap 1) are checked together.
-    groups: dict[str, dict[str, Any]] = {"": {}, "windows": {}, "guidance": {}}
+    groups: dict[str, dict[str, Any]] = {}
     for dotted, value in settings.items():
         group, _, name = dotted.rpartition(".")
-        groups[group][name] = value
-    return dataclasses.replace(
-        base,
-        windows=dataclasses.replace(base.windows, **groups["windows"]),
-        guidance=dataclasses.replace(base.guidance, **groups["guidance"]),
-        **groups[""],
-    )
+        groups.setdefault(group, {})[name] = value
+    own = groups.pop("", {})
+    parts = {
+        group: dataclasses.replace(getattr(base, group), **values)
+        for group, values in groups.items()
+    }
+    return dataclasses.replace(base, **parts, **own)
+
+
+def _several(pictures: str | list[str] | None) -> list[str]:
+    return [] if pictures is None else [pictures] if isinstance(pictures, str) else pictures

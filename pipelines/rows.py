@@ -16,10 +16,12 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import pyarrow as pa
 
-from musev.config import Blend, ClipRequest, GuidanceSchedule, Layout, field_types, to_plain
+from musev.config import Align, Blend, ClipRequest, GuidanceSchedule, Layout, field_types, to_plain
 from musev.errors import ConfigError
 
-Kind = Literal["text", "integer", "number", "flag", "texts", "numbers", "json"]
+Kind = Literal[
+    "text", "integer", "number", "flag", "texts", "numbers", "integers", "pictures", "json"
+]
 ConfigT = TypeVar("ConfigT")
 
 MAX_FRAMES = 1_000_000
@@ -34,6 +36,8 @@ _ARROW_TYPES: dict[str, pa.DataType] = {
     "flag": pa.bool_(),
     "texts": pa.list_(pa.string()),
     "numbers": pa.list_(pa.float64()),
+    "integers": pa.list_(pa.int64()),
+    "pictures": pa.string(),  # one path, or a JSON list of several
     "json": pa.string(),
 }
 
@@ -54,10 +58,6 @@ class Column:
     is_media: bool = False
     sets: str = ""
     """Dotted setting of SamplingConfig that the value replaces; empty if it replaces none."""
-    later: str = ""
-    """What this version cannot do yet; a row that asks for it is refused by name."""
-    neutral: tuple[Any, ...] = ()
-    """Values of a ``later`` column that ask for nothing, so they are accepted."""
 
     @property
     def arrow_type(self) -> pa.DataType:
@@ -65,23 +65,32 @@ class Column:
         return _ARROW_TYPES[self.kind]
 
 
-_CONDITION_POSE = "finding the pose of a condition image"
-
 MANIFEST_COLUMNS: dict[str, Column] = {
     column.name: column
     for column in (
         Column(name="request_id", max_chars=200),
         Column(name="prompt", may_be_empty=True, max_chars=20_000),
         Column(name="negative_prompt", may_be_empty=True, max_chars=20_000),
-        Column(name="condition_image", is_media=True),
-        Column(name="reference_image", is_media=True),
-        Column(name="ip_adapter_image", is_media=True),
-        Column(name="face_image", is_media=True, later="the face branch"),
+        Column(name="condition_image", kind="pictures", is_media=True),
+        Column(name="condition_index", kind="integers", low=-MAX_FRAMES, high=MAX_FRAMES),
+        Column(name="redraw", kind="flag"),
+        Column(name="redraw_strength", kind="number", above=0, high=1, sets="first_frame.strength"),
+        Column(name="reference_image", kind="pictures", is_media=True),
+        Column(name="ip_adapter_image", kind="pictures", is_media=True),
+        Column(name="face_image", kind="pictures", is_media=True),
+        Column(name="face_embedding", kind="numbers", low=-1e6, high=1e6),
         Column(name="video", is_media=True),
+        Column(name="start_from_video", kind="flag"),
         Column(name="video_is_control", kind="flag"),
-        Column(name="video_has_condition", kind="flag", later=_CONDITION_POSE, neutral=(True,)),
+        Column(name="video_has_condition", kind="flag"),
+        Column(name="video_may_be_cut", kind="flag"),
+        Column(name="sample_rate", kind="integer", low=1, high=MAX_FRAMES),
+        Column(name="keypoints", is_media=True),
+        Column(name="align", choices=get_args(Align)),
         Column(name="control", kind="texts"),
         Column(name="control_scale", kind="numbers", low=0, high=10),
+        Column(name="control_start", kind="numbers", low=0, high=1),
+        Column(name="control_end", kind="numbers", low=0, high=1),
         Column(name="num_frames", kind="integer", low=1, high=MAX_FRAMES),
         Column(name="fps", kind="number", above=0, high=240),
         Column(name="width", kind="integer", low=1, high=MAX_SIDE_PX),
@@ -103,8 +112,16 @@ MANIFEST_COLUMNS: dict[str, Column] = {
         Column(name="motion_speed", kind="number", above=0, high=1e6, sets="motion_speed"),
         Column(name="w_ind_noise", kind="number", low=0, high=1, sets="w_ind_noise"),
         Column(name="img_weight", kind="number", low=0, high=1, sets="img_weight"),
-        Column(name="strength", kind="number", low=0, high=1, later="strength", neutral=(1.0,)),
-        Column(name="loras", kind="texts", later="LoRA weights in a row", neutral=([],)),
+        Column(name="strength", kind="number", above=0, high=1, sets="strength"),
+        Column(name="shot_frames", kind="integer", low=1, high=MAX_FRAMES, sets="shots.num_frames"),
+        Column(name="histogram_match", kind="flag", sets="histogram_match"),
+        Column(
+            name="first_frame_negative_prompt",
+            may_be_empty=True,
+            max_chars=20_000,
+            sets="first_frame.negative_prompt",
+        ),
+        Column(name="loras", kind="texts"),
         Column(name="profile", max_chars=200),
         Column(name="extra", kind="json", may_be_empty=True, max_chars=1_000_000),
     )
@@ -151,6 +168,7 @@ RESULTS_SCHEMA = pa.schema(
         ("error_message", pa.string()),
         ("versions", _TEXT_MAP),
         ("metrics", _NUMBER_MAP),
+        ("licences", _TEXT_MAP),
         ("extra", pa.string()),
     ]
 )

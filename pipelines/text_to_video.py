@@ -1,16 +1,17 @@
 """Graph: requests in, videos with commit records on storage out.
 
-    requests -> load_inputs (tasks) -> [driver: drop what is settled] -> drive + commit (actors)
-                                                                          |  leases, windows
-                                                                        pool of workers
+    requests -> load_inputs (tasks) -> [driver: drop what is settled] -> make maps (actors)
+                                                    -> drive + commit (actors)
+                                                         |  leases, windows
+                                                       pool of workers
 
-Two datasets, not one, for a reason: workers hold their GPUs from the first row on, so everything
-that needs no GPU (fetching, checking, naming, dropping) is over before they start. Rows are tiny in
-both; of pixels, only encoded segments leave a worker. The workers are no stage of the dataset but a
-pool beside it (:mod:`pipelines.pool`), outside Ray Data's budget: a row with one window is one task
-of one worker, commit included; the windows of a longer one go to whoever is free. The commit is
-made inside the stage: what a dataset has yet to write when its driver dies is lost, what is
-committed is not.
+Datasets after one another, not one, for a reason: workers hold their GPUs from the first row on, so
+all else (fetching, checking, naming, dropping, control maps) is over before they start. Rows are
+tiny in all; of pixels, only encoded segments leave a worker. The workers are no stage of the
+dataset but a pool beside it (:mod:`pipelines.pool`), outside Ray Data's budget: a row with one
+window is one task of one worker, commit included; the windows of a longer one go to whoever is
+free. The commit is made inside the stage: what a dataset has yet to write when its driver dies is
+lost, what is committed is not.
 
 A row whose worker dies goes to another one, and is given up by its own count in storage. A row that
 vanishes with its driver, or a dataset that stands still, costs a new round over the rows that wait.
@@ -27,15 +28,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from musev.config import ClipRequest, Profile, to_plain
-from musev.weights import digests_in_use
 from pipelines.clip_worker import ClipWorker, WorkerSetup
+from pipelines.control_maps import Detectors, OnMaps, make_maps
+from pipelines.control_units import digests_of
 from pipelines.engines import LoadEngine, load_networks
 from pipelines.ledger import Ledger, Record, sample_id
 from pipelines.media_cache import MediaCache
-from pipelines.outcomes import Row, fail_row, failure_record, unsampled_id
+from pipelines.outcomes import READY, Row, fail_row, failure_record, unsampled_id
 from pipelines.plan import RunPlan, measured_requests, plan_run
 from pipelines.pool import PoolPlan, end_broker, start_broker
-from pipelines.progress import BoardView
+from pipelines.progress import Board, BoardView
 from pipelines.resources import (
     MAX_ATTEMPTS,
     ClusterShape,
@@ -50,6 +52,7 @@ from pipelines.resources import (
 )
 from pipelines.rounds import SILENCE_S, Rounds, WorkersFailError, run_rounds
 from pipelines.rows import RowFailure, request_columns, request_from_json, request_to_json
+from pipelines.stages.control import MapSetup, OpenDetector, open_real_detector
 from pipelines.stages.load_inputs import STAGE as LOAD_INPUTS
 from pipelines.stages.load_inputs import load_inputs
 
@@ -67,15 +70,30 @@ class Graph:
     ledger: Ledger
     cache: MediaCache
     model_digests: dict[str, str]
+    licences: dict[str, str] = field(default_factory=dict)
+    """Licence of the weights' parts, for the record."""
     shape: ClusterShape = field(default_factory=lambda: ClusterShape(num_cpus=1, num_gpus=0))
     num_workers: int = 1
     """Most workers there may be."""
     least_workers: int | None = None
     """Workers that are there from the start to the end; None for all."""
     load_engine: LoadEngine = load_networks
+    detectors: Detectors = field(default_factory=Detectors)
+    """Of the control maps that rows need; see :func:`pipelines.control_maps.describe_detectors`."""
+    open_detector: OpenDetector = open_real_detector
     silence_s: float = SILENCE_S
     conducting: dict[str, Any] = field(default_factory=dict)
     """Changes to :class:`pipelines.conductor.ConductorConfig`."""
+
+    def map_setup(self) -> MapSetup:
+        """Tell a worker that makes control maps what it needs to know."""
+        return MapSetup(
+            config=self.profile.control,
+            device=self.shape.device,
+            ledger=self.ledger,
+            cache=self.cache,
+            open_detector=self.open_detector,
+        )
 
     def worker_setup(self, *, shares_parts: bool = False) -> WorkerSetup:
         """Tell a worker of the pool what it needs to know."""
@@ -85,18 +103,25 @@ class Graph:
             ledger=self.ledger,
             cache=self.cache,
             model_digests=self.model_digests,
+            licences=self.licences,
             load_engine=self.load_engine,
             shares_parts=shares_parts,
         )
 
     def name_sample(self, request: ClipRequest, media_digests: Mapping[str, str]) -> str:
-        """Name a request's video by everything that decides its bytes."""
+        """Name a request's video by everything that decides its bytes.
+
+        Raises:
+            WeightsError: If its control maps cannot be made.
+        """
+        detectors = self.detectors.of(request)
+        control = {"control": detectors} if detectors else {}
         return sample_id(
             to_plain(request),
             media_digests,
-            digests_in_use(self.model_digests, request.control),
+            digests_of(self.model_digests, request),
             to_plain(self.profile.encoder),
-            settings={"precision": self.profile.precision},
+            settings={"precision": self.profile.precision, **control},
         )
 
 
@@ -118,6 +143,7 @@ def run_text_to_video(
     *,
     retry_failed: bool = False,
     on_plan: Callable[[RunPlan], OnTick],
+    on_maps: OnMaps = lambda done, failed, total: None,
 ) -> list[Record]:
     """Bring every row of a manifest to its end and write the results table.
 
@@ -127,6 +153,7 @@ def run_text_to_video(
         refused: Rows of the manifest that make no request.
         retry_failed: Try rows again that failed in an earlier run.
         on_plan: Told the plan once it is known; returns what is told of the progress.
+        on_maps: Told how the making of control maps goes, where rows need some.
 
     Returns:
         The rows of the results table.
@@ -151,7 +178,15 @@ def run_text_to_video(
         for row in plan.to_render:
             if row["sample_id"] in failures:
                 ledger.clear_failure(row["sample_id"])
-        render_rows(graph, plan.to_render, on_tick=on_tick)
+        mapped = make_maps(
+            graph.map_setup(),
+            graph.shape,
+            plan.to_render,
+            graph.detectors,
+            on_maps=on_maps,
+            silence_s=graph.silence_s,
+        )
+        render_rows(graph, mapped, on_tick=on_tick)
     return ledger.write_results(
         [
             (requests[row["row"]].request_id, row["sample_id"], _own_columns(requests[row["row"]]))
@@ -231,7 +266,8 @@ def render_rows(graph: Graph, rows: Sequence[Row], *, on_tick: OnTick) -> list[R
 
     Args:
         graph: Where and with what.
-        rows: Ready rows of :func:`check_inputs`, each sample once.
+        rows: Rows of :func:`check_inputs`, each sample once; those that have failed since are put
+            on record only.
         on_tick: Called about once a second and after every row.
 
     Returns:
@@ -240,7 +276,13 @@ def render_rows(graph: Graph, rows: Sequence[Row], *, on_tick: OnTick) -> list[R
     Raises:
         WorkersFailError: If workers cannot load the networks, or rows keep vanishing.
     """
-    tally = Tally(waiting={row["sample_id"]: row for row in sorted(rows, key=_work, reverse=True)})
+    commit = graph.worker_setup().commit()
+    ready = [row for row in rows if row["status"] == READY]
+    tally = Tally(
+        waiting={row["sample_id"]: row for row in sorted(ready, key=_work, reverse=True)},
+        outcomes=[commit(row) for row in rows if row["status"] != READY],
+    )
+    on_tick(tally, Board().view())
 
     def on_row(outcome: Row | None, view: BoardView) -> None:
         if outcome is not None:

@@ -20,20 +20,27 @@ from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjec
 from musev.config import Precision, ScheduleConfig, WeightsConfig, to_plain
 from musev.errors import MusevError, WeightsError
 from musev.models import vae as vae_functions
-from musev.models.control import ControlNet
-from musev.models.image_prompt import ImageProjection
+from musev.models.control import ControlNet, PoseGuider
+from musev.models.faces import FaceFinder, open_face_finder
+from musev.models.image_prompt import FaceIdProjection, ImageProjection, Resampler
 from musev.models.loading import DTYPES, build_empty, load_net, load_tokenizer
 from musev.models.lora_switch import LoraSwitch
+from musev.models.pose_guider import load_pose_guider
 from musev.models.published import build_released, load_published
 from musev.models.reference import ReferenceNet2D
+from musev.models.text_inversion import Words, add_words, read_vectors
 from musev.models.unet import UNet3DConditionModel
 from musev.weights import (
     BUNDLE_FILE,
     CONTROLNETS,
+    EMBEDDINGS,
     bundle_folder,
     bundle_paths,
     controlnet_part,
+    extra_paths,
+    local_path,
     read_config,
+    rename_vae,
 )
 
 FORMAT = 1
@@ -45,7 +52,10 @@ _NETWORKS: dict[str, type[nn.Module]] = {
     "referencenet": ReferenceNet2D,
     "image_encoder": CLIPVisionModelWithProjection,
     "image_projection": ImageProjection,
+    "face_projection": FaceIdProjection,
+    "pose_guider": PoseGuider,
 }
+_CLASSES: dict[str, type[nn.Module]] = {"Resampler": Resampler}
 _REQUIRED = ("unet", "vae", "text_encoder", "tokenizer")
 # Their transformer blocks take the epsilon of WeightsConfig.
 _WITH_LAYER_NORM_EPS = ("unet", "referencenet")
@@ -65,11 +75,17 @@ class ModelBundle:
     schedule: ScheduleConfig
     referencenet: ReferenceNet2D | None = None
     image_encoder: CLIPVisionModelWithProjection | None = None
-    image_projection: ImageProjection | None = None
+    image_projection: ImageProjection | Resampler | None = None
+    face_projection: FaceIdProjection | None = None
+    face_finder: FaceFinder | None = None
+    """Finds faces in pictures; without it rows bring the embeddings themselves."""
+    pose_guider: PoseGuider | None = None
     controlnets: dict[str, ControlNet] = dataclasses.field(default_factory=dict)
     """By the name that a manifest's ``control`` uses, such as ``openpose``."""
     device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
+    words: Words = dataclasses.field(default_factory=Words)
+    """Learnt words of prompts; the text encoder's table holds their vectors."""
     loras: LoraSwitch = dataclasses.field(default=None)  # pyright: ignore[reportAssignmentType]
     """Merges LoRA files into U-Net and text encoder; shared by copies of the bundle."""
 
@@ -97,6 +113,11 @@ class ModelBundle:
     def takes_image_prompts(self) -> bool:
         """Whether there is an image-prompt projection and the U-Net reads its tokens."""
         return self.image_projection is not None and bool(self.unet.config.ip_adapter_cross_attn)
+
+    @property
+    def takes_faces(self) -> bool:
+        """Whether there is a face projection and the U-Net reads its tokens."""
+        return self.face_projection is not None and bool(self.unet.config.need_t2i_ip_adapter_face)
 
     @property
     def vae_scale_factor(self) -> int:
@@ -134,13 +155,31 @@ def _joints(bundle: ModelBundle) -> list[tuple[str, Any, Any]]:
         joints.append(("referencenet token width", config.cross_attention_dim, width))
         joints.append(("referencenet latent channels", config.in_channels, channels))
     if bundle.image_projection is not None and bundle.image_encoder is not None:
-        config = bundle.image_projection.config
-        embedding = bundle.image_encoder.config.projection_dim
-        joints.append(("image_projection token width", config.cross_attention_dim, width))
-        joints.append(("image_projection input width", config.clip_embeddings_dim, embedding))
+        joints += _image_joints(bundle.image_projection, bundle.image_encoder, width)
+    if bundle.face_projection is not None:
+        config = bundle.face_projection.config
+        joints.append(("face_projection token width", config.cross_attention_dim, width))
+    if bundle.pose_guider is not None:
+        features = bundle.pose_guider.config.conditioning_embedding_channels
+        joints.append(("pose_guider features", features, bundle.unet.config.block_out_channels[0]))
     for name, net in bundle.controlnets.items():
         joints += _control_joints(controlnet_part(name), net, bundle)
     return joints
+
+
+def _image_joints(
+    projection: ImageProjection | Resampler, encoder: CLIPVisionModelWithProjection, width: int
+) -> list[tuple[str, Any, Any]]:
+    own = projection.config
+    if isinstance(projection, Resampler):
+        given, found = (own.output_dim, own.embedding_dim), encoder.config.hidden_size
+    else:
+        given = (own.cross_attention_dim, own.clip_embeddings_dim)
+        found = encoder.config.projection_dim
+    return [
+        ("image_projection token width", given[0], width),
+        ("image_projection input width", given[1], found),
+    ]
 
 
 def _control_joints(part: str, net: ControlNet, bundle: ModelBundle) -> list[tuple[str, Any, Any]]:
@@ -184,13 +223,36 @@ def load_bundle(
         bundle = _load_own(folder, weights.layer_norm_eps, dtype=dtype)
     else:
         bundle = ModelBundle(**load_published(weights, dtype=dtype))
+    bundle = _with_extras(bundle, weights, dtype=dtype)
     named = {
-        name: load_net(ControlNet, Path(folder), dtype=dtype, where=controlnet_part(name))
+        name: load_net(ControlNet, local_path(folder), dtype=dtype, where=controlnet_part(name))
         for name, folder in weights.controlnets.items()
     }
     if named:
         bundle = dataclasses.replace(bundle, controlnets=bundle.controlnets | named)
     return bundle.to(device, precision)
+
+
+def _with_extras(bundle: ModelBundle, weights: WeightsConfig, *, dtype: torch.dtype) -> ModelBundle:
+    """Add what can be added to weights of any source."""
+    changes: dict[str, Any] = {}
+    paths = extra_paths(weights)
+    if weights.vae is not None and weights.t2i is None:
+        changes["vae"] = load_net(
+            AutoencoderKL, paths["vae"], dtype=torch.float32, where="vae", rename=rename_vae
+        )
+    if weights.pose_guider is not None:
+        changes["pose_guider"] = load_pose_guider(paths["pose_guider"], dtype=dtype)
+    if weights.face_models is not None:
+        changes["face_finder"] = open_face_finder(weights.face_models)
+    if weights.embeddings:
+        changes["words"] = add_words(
+            bundle.text_encoder,
+            bundle.tokenizer,
+            {word: read_vectors(paths[EMBEDDINGS + word]) for word in weights.embeddings},
+            first_only=weights.embedding_vectors == "first",
+        )
+    return dataclasses.replace(bundle, **changes)
 
 
 def empty_networks(weights: WeightsConfig) -> dict[str, nn.Module]:
@@ -209,7 +271,8 @@ def empty_networks(weights: WeightsConfig) -> dict[str, nn.Module]:
         nets = make_tiny_bundle(weights.random_seed).networks
     elif weights.bundle is not None:
         paths = bundle_paths(bundle_folder(weights.bundle))
-        kinds = {name: _kind_of(name) for name in paths}
+        index = read_config(paths["index"].parent, where="bundle", name=BUNDLE_FILE)
+        kinds = {name: _kind_of(name, index) for name in paths}
         nets = {
             name: build_empty(kind, read_config(paths[name], where=name), where=name)
             for name, kind in kinds.items()
@@ -225,12 +288,15 @@ def empty_networks(weights: WeightsConfig) -> dict[str, nn.Module]:
     return {name: nn.Module.to(net.eval(), device="meta") for name, net in nets.items()}
 
 
-def _kind_of(part: str) -> type[nn.Module] | None:
+def _kind_of(part: str, index: dict[str, Any]) -> type[nn.Module] | None:
+    told = index["parts"].get(part, {}).get("class", "")
+    if told in _CLASSES:
+        return _CLASSES[told]
     return ControlNet if part.startswith(CONTROLNETS) else _NETWORKS.get(part)
 
 
 def _load_own(folder: Path, layer_norm_eps: float | None, *, dtype: torch.dtype) -> ModelBundle:
-    index = read_config(folder, where="bundle", name=BUNDLE_FILE)
+    index = read_config(bundle_paths(folder)["index"].parent, where="bundle", name=BUNDLE_FILE)
     where = f"bundle at {folder}"
     if index.get("format") != FORMAT:
         raise WeightsError(
@@ -256,7 +322,7 @@ def _load_own(folder: Path, layer_norm_eps: float | None, *, dtype: torch.dtype)
             continue
         chosen = layer_norm_eps is not None and name in _WITH_LAYER_NORM_EPS
         parts[name] = load_net(
-            _NETWORKS[name],
+            _kind_of(name, index) or _NETWORKS[name],
             path,
             dtype=torch.float32 if name == "vae" else dtype,
             where=name,
@@ -273,8 +339,15 @@ def save_bundle(bundle: ModelBundle, folder: str | Path) -> None:
         folder: An empty or new folder.
 
     Raises:
-        WeightsError: If the folder holds anything already.
+        WeightsError: If the folder holds anything already, or the bundle holds learnt words, which
+            a run brings along itself.
     """
+    if bundle.words.ids:
+        raise WeightsError(
+            "a bundle is written without learnt words; load it without weights.embeddings and give "
+            "them to the run"
+        )
+    bundle.loras.use()
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise WeightsError(f"{folder} is not empty; give a new folder for the bundle")

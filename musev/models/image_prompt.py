@@ -264,7 +264,7 @@ class PooledHead(_HiddenStateHead):
 @torch.no_grad()
 def encode_image_prompt(
     image_encoder: CLIPVisionModelWithProjection,
-    projection: ImageProjection,
+    projection: ImageProjection | Resampler,
     frames_TYXC: np.ndarray,
     with_unconditional: bool,
 ) -> Tensor:
@@ -272,7 +272,8 @@ def encode_image_prompt(
 
     Args:
         image_encoder: CLIP image encoder.
-        projection: Its projection to tokens.
+        projection: Its projection to tokens; a resampler sees all tokens of the last but one layer,
+            the plain one the encoder's single embedding.
         frames_TYXC: Images, RGB, uint8, any size; the tokens of all of them are joined.
         with_unconditional: Put the unconditional tokens first: the projection of a zero embedding.
 
@@ -297,7 +298,37 @@ def encode_image_prompt(
     )
     pixels = processor(images=list(frames_TYXC), return_tensors="pt").pixel_values
     pixels = pixels.to(image_encoder.device, image_encoder.dtype)
-    embedding_TD = image_encoder(pixel_values=pixels).image_embeds.to(projection.dtype)
-    rows = [embedding_TD] if not with_unconditional else [0 * embedding_TD, embedding_TD]
+    if isinstance(projection, Resampler):
+        seen = image_encoder(pixel_values=pixels, output_hidden_states=True).hidden_states[-2]
+    else:
+        seen = image_encoder(pixel_values=pixels).image_embeds
+    seen = seen.to(projection.dtype)
+    rows = [0 * seen, seen] if with_unconditional else [seen]
     tokens = [rearrange(projection(row), "t l d -> 1 (t l) d") for row in rows]
+    return torch.cat(tokens, dim=0)
+
+
+@torch.no_grad()
+def encode_faces(
+    projection: FaceIdProjection, faces_KD: Tensor, with_unconditional: bool
+) -> Tensor:
+    """Turn embeddings of faces into the face tokens of one clip.
+
+    Args:
+        projection: To tokens.
+        faces_KD: One embedding a face; the tokens of all of them are joined.
+        with_unconditional: Put the unconditional tokens first: the projection of zeros.
+
+    Returns:
+        ``tokens_BLD``: ``[uncond, cond]`` or ``[cond]`` along B, in the projection's dtype.
+
+    Raises:
+        ShapeError: If the embeddings are of another width.
+    """
+    width = projection.config.id_embeddings_dim
+    if faces_KD.ndim != 2 or faces_KD.shape[1] != width or not len(faces_KD):
+        raise ShapeError(f"face embeddings must be [faces, {width}], got {list(faces_KD.shape)}")
+    faces_KD = faces_KD.to(projection.device, projection.dtype)
+    rows = [0 * faces_KD, faces_KD] if with_unconditional else [faces_KD]
+    tokens = [rearrange(projection(row), "k l d -> 1 (k l) d") for row in rows]
     return torch.cat(tokens, dim=0)

@@ -10,14 +10,12 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from musev.errors import WeightsError
-from musev.lora_choice import LoraChoice
+from musev.lora_choice import LoraFile
 from musev.models.lora import block_deltas, merge_deltas
 from musev.models.lora_files import TEXT_PREFIX, LoraPair, LoraPairs, read_lora
 from musev.weights import hash_file
@@ -28,33 +26,6 @@ KEPT_BYTES = 4 * 2**30
 """Bound on merged weights kept; those of one set of files for SD1.5 take up to 1.7 GB in half
 precision."""
 Changed = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class LoraFile:
-    """A LoRA of a row with its file on this machine."""
-
-    choice: LoraChoice
-    path: Path
-    digest: str = ""
-    """Of the file's content, where it is known; else it is read for it."""
-
-    @property
-    def key(self) -> tuple[object, ...]:
-        """Everything that decides the merge; not where the file lies."""
-        digest = self.digest or f"sha256:{hash_file(self.path)}"
-        return digest, self.choice.strength, self.choice.blocks, self.choice.merge
-
-    def read(self) -> LoraPairs:
-        """Read the file."""
-        try:
-            pairs = read_lora(self.path)
-        except WeightsError as error:
-            raise WeightsError(f"{self.choice.file}: {error}") from error
-        text = sum(module.startswith(TEXT_PREFIX) for module in pairs)
-        counts = f"{len(pairs) - text} modules of the U-Net, {text} of the text encoder"
-        logger.info("%s changes %s", self.choice.file, counts)
-        return pairs
 
 
 class LoraSwitch:
@@ -89,7 +60,7 @@ class LoraSwitch:
             loras: The row's files, merged in this order; none for the networks' own weights. A file
                 that does not fit is a :class:`WeightsError`; the own weights are in use then.
         """
-        key = tuple(lora.key for lora in loras if lora.choice.strength)
+        key = tuple(_key_of(lora) for lora in loras if lora.choice.strength)
         if key == self.in_use:
             return
         self._put(self._own)
@@ -114,7 +85,7 @@ class LoraSwitch:
         found: dict[str, Changed] = {network: {} for network in own}
         exact: dict[str, Changed] = {network: {} for network in own}
         for lora in loras:
-            pairs = lora.read()
+            pairs = _read(lora)
             for network, weights in own.items():
                 deltas = _deltas(lora, pairs, network, weights)
                 if lora.choice.merge == "exact":
@@ -146,6 +117,23 @@ class LoraSwitch:
         while total > self._kept_bytes and len(self._merged) > 1:
             _, gone = self._merged.popitem(last=False)
             total -= size(gone)
+
+
+def _key_of(lora: LoraFile) -> tuple[object, ...]:
+    """Everything that decides the merge; not where the file lies."""
+    digest = lora.digest or f"sha256:{hash_file(lora.path)}"
+    return digest, lora.choice.strength, lora.choice.blocks, lora.choice.merge
+
+
+def _read(lora: LoraFile) -> LoraPairs:
+    try:
+        pairs = read_lora(lora.path)
+    except WeightsError as error:
+        raise WeightsError(f"{lora.choice.file}: {error}") from error
+    text = sum(module.startswith(TEXT_PREFIX) for module in pairs)
+    counts = f"{len(pairs) - text} modules of the U-Net, {text} of the text encoder"
+    logger.info("%s changes %s", lora.choice.file, counts)
+    return pairs
 
 
 def _deltas(

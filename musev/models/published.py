@@ -21,8 +21,12 @@ from transformers import (
 )
 
 from musev.config import WeightsConfig
-from musev.errors import WeightsError
-from musev.models.image_prompt import ImageProjection
+from musev.models.image_prompt import FaceIdProjection, ImageProjection
+from musev.models.ip_adapter import (
+    load_face_projection,
+    load_image_projection,
+    read_adapter,
+)
 from musev.models.loading import (
     State,
     build_empty,
@@ -36,7 +40,7 @@ from musev.models.unet import UNet3DConditionModel, released_config
 from musev.weights import (
     check_keys,
     find_weights,
-    load_groups,
+    image_prompt_wins,
     load_state_dict,
     published_paths,
     read_config,
@@ -67,7 +71,6 @@ MOTION_MARKS = (
     "spatial_position_emb",
     "_ip.weight",
 )
-_IMAGE_PROMPT_GROUPS = ("image_proj", "ip_adapter")
 _WIDTH = 768  # of a text token, Stable Diffusion 1.5
 # Source: config.json of stabilityai's sd-vae-ft-mse, openai's CLIP ViT-L/14 and, for pictures, the
 # ViT-H/14 that IP-Adapter ships.
@@ -104,7 +107,9 @@ def build_released(config: WeightsConfig) -> dict[str, nn.Module]:
         Networks without weights, by part.
     """
     nets: dict[str, Any] = {
-        "unet": UNet3DConditionModel.from_config(released_config(config.motion_name)),
+        "unet": UNet3DConditionModel.from_config(
+            released_config(config.motion_name) | {"need_t2i_ip_adapter_face": bool(config.face)}
+        ),
         "vae": AutoencoderKL(**_VAE),
         "text_encoder": CLIPTextModel(CLIPTextConfig(**_TEXT_ENCODER)),
     }
@@ -113,6 +118,8 @@ def build_released(config: WeightsConfig) -> dict[str, nn.Module]:
     if config.image_prompt and config.image_encoder:
         nets["image_encoder"] = CLIPVisionModelWithProjection(CLIPVisionConfig(**_IMAGE_ENCODER))
         nets["image_projection"] = ImageProjection(cross_attention_dim=_WIDTH)
+    if config.face:
+        nets["face_projection"] = FaceIdProjection(cross_attention_dim=_WIDTH)
     return nets
 
 
@@ -128,7 +135,8 @@ def load_published(config: WeightsConfig, *, dtype: torch.dtype) -> dict[str, An
         Fields of a ``ModelBundle`` by name, networks on the CPU.
     """
     paths = published_paths(config)
-    prompt = _read_image_prompt(paths["image_prompt"]) if "image_prompt" in paths else {}
+    prompt = read_adapter(paths["image_prompt"], "image_prompt") if "image_prompt" in paths else {}
+    face = read_adapter(paths["face"], "face") if "face" in paths else {}
     width = read_config(paths["t2i_unet"], where="t2i_unet").get("cross_attention_dim")
     shared = {"layer_norm_eps": config.layer_norm_eps or 0.0}
     if width is not None:
@@ -143,7 +151,7 @@ def load_published(config: WeightsConfig, *, dtype: torch.dtype) -> dict[str, An
         "vae": load_net(
             AutoencoderKL, paths["vae"], dtype=torch.float32, where="vae", rename=rename_vae
         ),
-        "unet": _load_unet(config, paths, shared, prompt.get("ip_adapter", {}), dtype=dtype),
+        "unet": _load_unet(config, paths, shared, (prompt, face), dtype=dtype),
     }
     if "referencenet" in paths:
         parts["referencenet"] = load_net(
@@ -154,13 +162,17 @@ def load_published(config: WeightsConfig, *, dtype: torch.dtype) -> dict[str, An
             overrides=shared | {"need_block_embs": True, "need_self_attn_block_embs": False},
         )
     if prompt:
-        parts["image_projection"] = _load_projection(paths["image_prompt"], prompt, dtype=dtype)
+        parts["image_projection"] = load_image_projection(
+            paths["image_prompt"], prompt, dtype=dtype
+        )
         parts["image_encoder"] = load_net(
             CLIPVisionModelWithProjection,
             paths["image_encoder"],
             dtype=dtype,
             where="image_encoder",
         )
+    if face:
+        parts["face_projection"] = load_face_projection(paths["face"], face, dtype=dtype)
     return parts
 
 
@@ -168,21 +180,26 @@ def _load_unet(
     config: WeightsConfig,
     paths: dict[str, Path],
     shared: dict[str, Any],
-    ip_adapter: State,
+    adapters: tuple[dict[str, State], dict[str, State]],
     *,
     dtype: torch.dtype,
 ) -> UNet3DConditionModel:
     released = released_config(config.motion_name)
     named = {key: released.get(key, value) for key, value in _NAMED_SETTINGS.items()}
+    prompt, face = (adapter.get("ip_adapter", {}) for adapter in adapters)
+    named["need_t2i_ip_adapter_face"] = bool(face)
     on_disk = read_config(paths["unet"], where="unet")
     net = build_empty(UNet3DConditionModel, on_disk | named | shared, where="unet")
 
     file = find_weights(paths["unet"], where="unet")
     state = load_state_dict(file)
-    if ip_adapter and not any(key.endswith("_ip.weight") for key in state):
-        # Networks trained with image tokens hold these weights themselves, and then they win.
-        renamed = rename_ip_adapter(ip_adapter, net.state_dict())
-        state |= {renamed[key]: value for key, value in ip_adapter.items()}
+    own = any(key.endswith(".to_k_ip.weight") for key in state)
+    if prompt and (not own or image_prompt_wins(config)):
+        renamed = rename_ip_adapter(prompt, net.state_dict())
+        state |= {renamed[key]: value for key, value in prompt.items()}
+    if face:
+        renamed = rename_ip_adapter(face, net.state_dict(), face=True)
+        state |= {renamed[key]: value for key, value in face.items()}
     check_keys(shapes_of(net.state_dict()), shapes_of(state), f"unet at {file}")
     state |= read_t2i_unet(paths["t2i_unet"], net)
     return fill(net, state, dtype=dtype, where=f"unet at {file}")
@@ -207,32 +224,3 @@ def read_t2i_unet(folder: Path, net: nn.Module) -> State:
     }
     check_keys(expected, shapes_of(state), f"t2i_unet at {file}")
     return state
-
-
-def _read_image_prompt(path: Path) -> dict[str, State]:
-    groups = load_groups(path)
-    if "image_proj" not in groups:
-        raise WeightsError(f"image_prompt: {path} has no part image_proj; it has {[*groups]}")
-    unknown = [group for group in groups if group not in _IMAGE_PROMPT_GROUPS]
-    if unknown:
-        raise WeightsError(f"image_prompt: {path} has unknown parts {unknown}")
-    return groups
-
-
-def _load_projection(
-    path: Path, groups: dict[str, State], *, dtype: torch.dtype
-) -> ImageProjection:
-    """The file has no config: sizes are read off the weights."""
-    state, where = groups["image_proj"], f"image_prompt at {path}"
-    check_keys(
-        {"proj.weight": (), "proj.bias": (), "norm.weight": (), "norm.bias": ()},
-        dict.fromkeys(state, ()),
-        where,
-    )
-    width, (num_out, num_in) = state["norm.weight"].shape[0], state["proj.weight"].shape
-    config = {
-        "cross_attention_dim": width,
-        "clip_embeddings_dim": num_in,
-        "clip_extra_context_tokens": num_out // width,
-    }
-    return fill(build_empty(ImageProjection, config, where=where), state, dtype=dtype, where=where)

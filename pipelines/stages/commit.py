@@ -10,7 +10,8 @@ from pathlib import Path
 
 from musev.config import ClipRequest, to_plain
 from musev.errors import StorageError
-from musev.weights import digests_in_use
+from musev.licences import licence_of
+from pipelines.control_units import digests_of
 from pipelines.ledger import Ledger
 from pipelines.outcomes import COMMITTED, READY, Row, failure_record
 from pipelines.report import versions
@@ -30,11 +31,19 @@ class CommitClip:
     Args:
         ledger: Where to.
         model_digests: Part name to digest of its weights, for the record.
+        licences: Part name to the licence of its weights, for the record.
     """
 
-    def __init__(self, *, ledger: Ledger, model_digests: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        model_digests: Mapping[str, str],
+        licences: Mapping[str, str] | None = None,
+    ) -> None:
         self._ledger = ledger
         self._model_digests = dict(model_digests)
+        self._licences = dict(licences or {})
         self._versions = versions()
 
     def __call__(self, row: Row) -> Row:
@@ -49,7 +58,8 @@ class CommitClip:
             else:
                 self._ledger.fail(row["sample_id"], failure_record(row, request))
         except StorageError:
-            self._ledger.release_attempt(row["sample_id"], row["attempt_id"])
+            if "attempt_id" in row:
+                self._ledger.release_attempt(row["sample_id"], row["attempt_id"])
             raise
         finally:
             if path := row.get("video_path"):
@@ -74,7 +84,9 @@ class CommitClip:
             "request": to_plain(request),
             **dataclasses.asdict(row["measured"]),
             "media_digests": json.loads(row["media_digests"]),
-            "model_digests": digests_in_use(self._model_digests, request.control),
+            "model_digests": digests_of(self._model_digests, request),
+            "licences": digests_of(self._licences, request)
+            | {name: licence_of(uri) for name, uri in request.files.items()},
             "attempts": row["attempts"],
             "stage_seconds": seconds,
             "gpu_seconds": sum(seconds.values()) if row["device"] == "cuda" else 0.0,
@@ -82,6 +94,8 @@ class CommitClip:
         }
         if "tasks" in row:  # of a long clip: what was done, saved by a checkpoint, lost
             record["tasks"] = row["tasks"]
+        if row.get("control_maps"):
+            record["control_maps"] = json.loads(row["control_maps"])
         if row.get("conditions"):
             record["conditions"] = row["conditions"]
         self._ledger.commit(row["sample_id"], row["attempt_id"], row["video_path"], record)

@@ -39,13 +39,12 @@ from musev.models.control import ControlNet
 from musev.models.vae import encode_frames
 from musev.render import decode_segments, denoise_request
 from musev.window_denoiser import WindowDenoiser, join_frames
+from tests.adapter_goldens import load_face_unet, with_adapters
 from tests.goldens import GOLDENS, have_goldens, load_tensors, pipeline_case, require_goldens
 
 pytestmark = pytest.mark.parity
 
 COMPONENTS = GOLDENS / "pipeline" / "components"
-# Conditions that a row cannot ask for yet (the manifest refuses them by name), or another flow.
-NOT_HERE = ("ip_adapter_face", "lora", "textual_inversion")
 # What the original cannot do and we can, with no numbers to compare; other tests cover them.
 WITHOUT_NUMBERS = {
     "controlnet_guess_reference_fails",
@@ -63,6 +62,7 @@ SOLVERS = {
     "ddim_zero_snr": "ddim",
     "ddpm": "ddpm",
     "lcm": "lcm",
+    "lcm_from_euler": "lcm",
     "dpm": "dpmpp",
 }
 VIDEO_BOUND = 2e-3
@@ -79,8 +79,7 @@ def cases() -> list[Any]:
         case = json.loads(path.read_text())
         if case["level"] != "pipeline" or path.stem in WITHOUT_NUMBERS:
             continue
-        if not any(part in case["components"] for part in NOT_HERE):
-            names.append(path.stem)
+        names.append(path.stem)
     return names
 
 
@@ -110,7 +109,9 @@ def bundle_for(unet: str, *, referencenet: bool, ip_adapter: bool, zero_snr: boo
     recorded = {"set_alpha_to_one": zero_snr, **recorded}
     known = {field.name for field in dataclasses.fields(ScheduleConfig)}
     return ModelBundle(
-        unet=load(UNet3DConditionModel, f"unet_{unet}"),
+        unet=load_face_unet(unet)
+        if unet.endswith("_face")
+        else load(UNet3DConditionModel, f"unet_{unet}"),
         vae=load(AutoencoderKL, "vae"),
         tokenizer=CLIPTokenizer.from_pretrained(COMPONENTS / "tokenizer"),
         text_encoder=load(CLIPTextModel, "text_encoder"),
@@ -147,6 +148,7 @@ def sampling_for(case: dict[str, Any]) -> SamplingConfig:
         img_weight=call["img_weight"],
         motion_speed=call["motion_speed"],
         ip_adapter_scale=call.get("ip_adapter_scale", 1.0),
+        ip_adapter_face_scale=call.get("ip_adapter_face_scale", 1.0),
         image_fit="upstream",
         prompt_from_image=call.get("prompt_only_use_image_prompt", False),
         strength=call.get("strength", 1.0),
@@ -289,6 +291,7 @@ def check_clip(name: str, case: dict[str, Any], recorded: dict[str, Any], clip: 
         ip_adapter=bool(parts.get("ip_adapter")),
         zero_snr="zero_snr" in case["scheduler"],
     )
+    bundle = with_adapters(bundle, case)
     media = ClipMedia(
         condition_image=frames_of(recorded, "condition_images"),
         reference_image=frames_of(recorded, "refer_image"),
@@ -299,6 +302,9 @@ def check_clip(name: str, case: dict[str, Any], recorded: dict[str, Any], clip: 
         bundle = dataclasses.replace(bundle, referencenet=None, image_projection=None)
     num_given = 0 if media.condition_image is None else len(media.condition_image)
     request = request_for(case, num_given, clip)
+    if "in.face_emb" in recorded:
+        faces = tuple(recorded["in.face_emb"].flatten().tolist())
+        request = dataclasses.replace(request, face_embedding=faces)
     bound = tolerance(name, case)
     with torch.inference_mode():
         conditions = encode_conditions(bundle, request, media)

@@ -9,12 +9,13 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from musev.config import WeightsConfig
+from musev.config import ClipRequest, SamplingConfig, WeightsConfig
 from musev.errors import WeightsError
 from musev.weights import (
     BUNDLE_FILE,
@@ -253,13 +254,19 @@ def _bundle(folder: Path, *parts: str) -> WeightsConfig:
     return WeightsConfig(bundle=str(folder))
 
 
+def _request(**changes: Any) -> ClipRequest:
+    values = {"request_id": "r", "num_frames": 3, "fps": 8, "width": 64, "height": 64, "seed": 0}
+    values |= {"profile": "p", "sampling": SamplingConfig()}
+    return ClipRequest(**(values | changes))
+
+
 def test_a_controlnet_renames_only_the_videos_that_use_it(tmp_path: Path) -> None:
     without = _bundle(tmp_path / "a", "unet")
     config = _bundle(tmp_path / "b", "unet", "controlnets/openpose", "controlnets/depth")
     assert controlnet_names(config) == ("depth", "openpose")
     digests = digest_weights(config)
-    assert digests_in_use(digests, ()) == digest_weights(without)
-    used = digests_in_use(digests, ("openpose",))
+    assert digests_in_use(digests, _request()) == digest_weights(without)
+    used = digests_in_use(digests, _request(video="v.mp4", control=("openpose",)))
     assert set(used) == {"index", "unet", "settings", "controlnets/openpose"}
 
     named = dataclasses.replace(without, controlnets={"openpose": str(tmp_path / "a" / "unet")})

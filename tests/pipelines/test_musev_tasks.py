@@ -102,6 +102,7 @@ def test_keys_become_columns() -> None:
         "img_length_ratio": 0.957,
         "prompt": "(eye blinks:1.8), 1boy",
         "negative_prompt": NEGATIVE_PROMPTS["V1"],
+        "first_frame_negative_prompt": NEGATIVE_PROMPTS["V5"],
         "seed": 3,
         "extra": '{"eye_blinks_factor":1.8}',
     }
@@ -143,9 +144,8 @@ def test_upstreams_rounding_holds_without_a_ratio() -> None:
     ("keys", "column", "phrase"),
     [
         ("condition_images: a.mp4", "condition_image", "Give it as video_path"),
-        ("condition_images: [a.png, b.png]", "condition_image", "got 2"),
+        ("condition_images_index: [0, -1]", "condition_index", "condition_index"),
         ("video_is_middle: true", "video_is_control", "needs a video"),
-        ("face_image: a.png", "face_image", "face branch"),
         ("video_negative_prompt: V2", "negative_prompt", "weights.embeddings.badhandv4"),
         ("prompt: '{age}'", "prompt", "no key 'age'"),
         ("widht: 64", "widht", "'width'"),
@@ -178,6 +178,21 @@ def test_a_negative_prompt_with_learnt_words_needs_their_files() -> None:
     assert request.negative_prompt == NEGATIVE_PROMPTS["V2"]
     assert (failure.request_id, failure.column) == ("four", "negative_prompt")
     assert "EasyNegativeV2, bad_prompt_version2-neg" in failure.message
+
+
+def test_several_images_at_any_place_drawn_anew() -> None:
+    rows = read_tasks(
+        "- {name: a, prompt: p, condition_images: [a.png, b.png], condition_images_index: [0, -1],"
+        " redraw_condition_image: true, refer_image: [c.png, d.png], face_image: e.png,"
+        " width: 64, height: 64, num_frames: 9}",
+        "t.yaml",
+    )
+    (request,), failures = resolve_rows(rows, get_profile("mini"), "file:///x")
+    assert failures == []
+    assert request.condition_image == ("file:///x/a.png", "file:///x/b.png")
+    assert (request.condition_index, request.redraw) == ((0, -1), True)
+    assert request.reference_image == ("file:///x/c.png", "file:///x/d.png")
+    assert request.face_image == "file:///x/e.png"
 
 
 def test_harmless_values_of_later_keys_pass() -> None:

@@ -74,8 +74,6 @@ PUBLISHED = dataclasses.replace(MINI, weights=WeightsConfig(t2i="a", motion="b")
 @pytest.mark.parametrize(
     ("row", "profile", "column", "phrase"),
     [
-        ({"video": "v.mp4"}, MINI, "video", "set video_is_control to true"),
-        ({"video": "v.mp4", "video_is_control": False}, MINI, "video", "not supported yet"),
         ({"video_is_control": True}, MINI, "video_is_control", "has none. Give a video"),
         ({"control": ["openpose"]}, MINI, "control", "needs a video"),
         ({"control_scale": [0.5]}, MINI, "control_scale", "needs a video"),
@@ -168,7 +166,10 @@ def test_seed_is_a_function_of_the_name_alone() -> None:
         (good(profile="musev"), "profile", "other weights"),
         (good(img_length_ratio=0.1), "img_length_ratio", "is 0"),
         (good(img_length_ratio=90), "img_length_ratio", "8192"),
-        (good(face_image="f.png"), "face_image", "not supported yet"),
+        (good(face_image="f.png", face_embedding=[0.5]), "face_embedding", "Give one of them"),
+        (good(loras=["lmc"]), "loras", "neither a LoRA file"),
+        (good(loras=["a.safetensors:1:NOSE"]), "loras", "presets: FACE"),
+        (good(loras=["../a.safetensors"]), "loras", "path outside"),
         (good(promt="x"), "promt", "Did you mean 'prompt'"),
         (good(prompt=BadCell("damaged here")), "prompt", "damaged here"),
         ({WHOLE_ROW: BadCell("line 3 is not JSON")}, WHOLE_ROW, "row 1: line 3 is not JSON"),

@@ -10,10 +10,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from musev.errors import WeightsError
-from musev.lora_choice import LoraChoice, LoraMerge, parse_lora
+from musev.lora_choice import LoraChoice, LoraFile, LoraMerge, parse_lora
 from musev.models.bundle import ModelBundle
-from musev.models.lora_switch import LoraFile, LoraSwitch
+from musev.models.lora_switch import LoraSwitch
 from musev.models.tiny import make_tiny_bundle
+from tests.adapter_goldens import recorded_loras
 from tests.goldens import GOLDENS, load_tensors, pipeline_case
 
 State = dict[str, Tensor]
@@ -198,14 +199,3 @@ def test_weights_equal_the_pipelines(name: str) -> None:
         )
     changed = {key for key in plain if not torch.equal(plain[key], after[key])}
     assert changed == set(map(ours, case["result"]["weights_changed"]))
-
-
-def recorded_loras(case: dict[str, object]) -> list[LoraFile]:
-    """The LoRA files of a recorded case, merged as the original does it."""
-    found = []
-    for file, options in case["components"]["lora"]:  # pyright: ignore
-        path = GOLDENS / "pipeline" / "components" / "lora" / file
-        strength = options["strength"] + options.get("strength_offset", 0)
-        text = f"{path}:{strength}:{options.get('lora_block_weight', 'ALL')}"
-        found.append(LoraFile(parse_lora(text, merge="upstream"), path))
-    return found
