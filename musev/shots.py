@@ -200,6 +200,7 @@ def _denoise_shot(
         source_BCTHW=source_BCTHW,
     )
     smoother.begin(shot.stop - shot.first, solver.num_steps)
+    control = None if control is None else control.during(solver.timesteps)
     always = (FramePositions(motion_speed=sampling.motion_speed),)
     latents_BCTHW = denoise_clip(
         CarefulDenoiser(bundle.unet, conditions, always=always, control=control),

@@ -34,6 +34,8 @@ _KIND_WORDS = {
     "flag": "true or false",
     "texts": "a list of texts",
     "numbers": "a list of numbers",
+    "integers": "a list of whole numbers",
+    "pictures": "a path or a list of paths",
     "json": "text or JSON",
 }
 
@@ -84,22 +86,19 @@ def check_value(column: Column, value: Any) -> Any:
         The value in the column's type.
 
     Raises:
-        RequestError: If type, range, choice or text is wrong, or the column's feature is missing.
+        RequestError: If type, range, choice or text is wrong.
     """
     value = check_type(column, value)
-    if column.later and value not in column.neutral:
-        raise RequestError(
-            f"{column.later} is not supported yet, so {shorten(value)} cannot be honoured. "
-            "Leave it null, or take the row out."
-        )
     if isinstance(value, str):
         _check_text(column, value)
     elif isinstance(value, (int, float)):
         _check_range(column, value)
     elif isinstance(value, list):
         for item in value:
-            if isinstance(item, float):
+            if isinstance(item, (int, float)):
                 _check_range(column, item)
+            elif column.kind == "pictures":
+                _check_text(column, item)
     return value
 
 
@@ -112,7 +111,7 @@ def _check_text(column: Column, value: str) -> None:
         )
     prose = column.may_be_empty and column.kind == "text"
     found = (_CONTROL_IN_PROSE if prose else _CONTROL).search(value)
-    if found and column.kind == "text":
+    if found and column.kind in ("text", "pictures"):
         raise RequestError(
             f"holds the control character {found.group()!r} at position {found.start()}. Remove it."
         )
@@ -185,6 +184,29 @@ def _as_numbers(value: Any) -> list[float] | None:
     return None if None in items else items  # pyright: ignore[reportReturnType]
 
 
+def _as_integers(value: Any) -> list[int] | None:
+    if not isinstance(value, list):
+        return None
+    items = [_as_integer(item) for item in value]
+    return None if None in items else items  # pyright: ignore[reportReturnType]
+
+
+def _as_pictures(value: Any) -> str | list[str] | None:
+    """A path; or several, as a list or as the text of a JSON list."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise RequestError(
+                f"{shorten(value)} begins like a JSON list of paths and is none. Write it as "
+                '["a.png", "b.png"], or give one path.'
+            ) from None
+    if isinstance(value, list):
+        texts = _as_texts(value)
+        return texts[0] if texts and len(texts) == 1 else texts or None
+    return _as_text(value)
+
+
 def _as_json(value: Any) -> str | None:
     if isinstance(value, (str, bytes)):
         return _as_text(value)
@@ -202,6 +224,8 @@ _CONVERTERS = {
     "flag": _as_flag,
     "texts": _as_texts,
     "numbers": _as_numbers,
+    "integers": _as_integers,
+    "pictures": _as_pictures,
     "json": _as_json,
 }
 
@@ -219,7 +243,7 @@ def parse_cell(column: Column, text: str) -> Any:
     Returns:
         The value in the column's type, or ``text``; None for blank text where it is no text column.
     """
-    if column.kind in ("text", "json"):
+    if column.kind in ("text", "json", "pictures"):
         return text
     stripped = text.strip()
     if not stripped:
@@ -234,7 +258,9 @@ def parse_cell(column: Column, text: str) -> Any:
         if stripped.startswith("["):
             return json.loads(stripped)
         items = [item.strip() for item in stripped.split(",")]
-        return items if column.kind == "texts" else [float(item) for item in items]
+        if column.kind == "texts":
+            return items
+        return [int(item) if column.kind == "integers" else float(item) for item in items]
     except ValueError:
         return text
 
@@ -242,6 +268,23 @@ def parse_cell(column: Column, text: str) -> Any:
 @functools.cache
 def _known_schemes() -> frozenset[str]:
     return frozenset(fsspec.available_protocols())
+
+
+def media_uris(column: Column, value: Any, base_uri: str) -> Any:
+    """Turn a column's path or paths into absolute URIs; see :func:`media_uri`.
+
+    Args:
+        column: A column of media.
+        value: What it holds.
+        base_uri: Folder of the manifest, as a URI.
+
+    Returns:
+        A URI, or a list of them.
+    """
+    checked = check_type(column, value)
+    if isinstance(checked, list):
+        return [media_uri(item, base_uri) for item in checked]
+    return media_uri(checked, base_uri)
 
 
 def media_uri(value: str, base_uri: str) -> str:

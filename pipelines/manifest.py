@@ -13,7 +13,7 @@ from typing import Any
 import fsspec
 
 from musev.errors import ManifestError, RequestError
-from pipelines.checks import check_names, check_type, media_uri
+from pipelines.checks import check_names, check_type, media_uris
 from pipelines.musev_tasks import read_tasks
 from pipelines.resolve import resolve_rows, seed_for
 from pipelines.rows import MANIFEST_COLUMNS, WHOLE_ROW, BadCell, Column
@@ -219,9 +219,9 @@ def rebase_media(row: Mapping[str, Any], old_base: str, new_base: str) -> dict[s
         return moved
     for name, value in row.items():
         column = MANIFEST_COLUMNS.get(name)
-        if column is not None and column.is_media and isinstance(value, str):
+        if column is not None and column.is_media and value is not None:
             try:
-                moved[name] = media_uri(value, old_base)
+                moved[name] = media_uris(column, value, old_base)
             except RequestError:
                 continue  # stays as written; checking the new manifest refuses it the same way
     return moved

@@ -294,9 +294,12 @@ def _plain(name: str, value: Any, number: int) -> Any:
     if value is None:
         return None
     try:
-        return check_type(MANIFEST_COLUMNS[name], value)
+        checked = check_type(MANIFEST_COLUMNS[name], value)
     except RequestError as problem:
         raise ManifestError(f"row {number}, column {name!r}: {problem}") from None
+    if MANIFEST_COLUMNS[name].kind == "pictures" and isinstance(checked, list):
+        return json.dumps(checked, ensure_ascii=False)
+    return checked
 
 
 READERS: dict[str, Callable[..., list[RawRow]]] = {"csv": read_csv, "jsonl": read_jsonl}

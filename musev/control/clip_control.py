@@ -106,6 +106,7 @@ class ClipControl:
         nets: Sequence[ControlNet],
         embedded: Sequence[Embedded],
         scales: Callable[[float], Sequence[float]],
+        limits: Sequence[tuple[float, float]] = (),
     ) -> None:
         """Put networks and their frames together.
 
@@ -113,10 +114,38 @@ class ClipControl:
             nets: The networks; their residuals are added.
             embedded: The control frames of each network.
             scales: Timestep to the scale of each network; one at scale 0 is not run.
+            limits: Shares of the steps between which each network takes part; see :meth:`during`.
         """
+        self._nets = nets
         self._net = MultiControlNet(nets)
         self._embedded = tuple(embedded)
         self._scales = scales
+        self._limits = limits
+
+    def during(self, timesteps: Sequence[float]) -> ClipControl:
+        """Let networks set in and stop within these steps.
+
+        Args:
+            timesteps: Of the steps, in order.
+
+        Returns:
+            The control for them; it shares the embedded frames.
+
+        Source:
+            Upstream's keep list (ALGORITHM.md 7.2).
+        """
+        if all(limit == (0.0, 1.0) for limit in self._limits):
+            return self
+        count, steps = len(timesteps), {timestep: n for n, timestep in enumerate(timesteps)}
+
+        def scales(timestep: float) -> list[float]:
+            step = steps[timestep]
+            return [
+                scale if start <= step / count and (step + 1) / count <= end else 0.0
+                for scale, (start, end) in zip(self._scales(timestep), self._limits, strict=True)
+            ]
+
+        return ClipControl(self._nets, self._embedded, scales)
 
     def residuals(
         self, noisy_BCFHW: Tensor, timestep: float, text_BLD: Tensor, frames: Sequence[int]
@@ -260,7 +289,8 @@ def open_control(
         embedded = [
             EmbeddedFrames(net, reader.read) for net, reader in zip(nets, readers, strict=True)
         ]
-        yield ClipControl(nets, embedded, lambda _timestep: request.control_scale)
+        limits = list(zip(request.control_start, request.control_end, strict=True))
+        yield ClipControl(nets, embedded, lambda _timestep: request.control_scale, limits)
 
 
 def _maps_of(

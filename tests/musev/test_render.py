@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +254,10 @@ class NotesFrames:
 
     def __init__(self) -> None:
         self.asked: set[tuple[int, ...]] = set()
+
+    def during(self, timesteps: Sequence[float]) -> NotesFrames:
+        assert len(timesteps) > 0
+        return self
 
     def residuals(
         self, noisy: torch.Tensor, timestep: float, text: torch.Tensor, frames: list[int]

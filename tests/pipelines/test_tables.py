@@ -33,6 +33,8 @@ BY_KIND: dict[str, st.SearchStrategy[Any]] = {
     "flag": st.booleans(),
     "texts": st.lists(TEXT, max_size=3),
     "numbers": st.lists(NUMBER, max_size=3),
+    "integers": st.lists(st.integers(-(2**40), 2**40), max_size=3),
+    "pictures": st.sampled_from(["a.png", "b c.png", '["a.png", "b.png"]']),
 }
 ROW = st.fixed_dictionaries(
     {name: st.none() | BY_KIND[column.kind] for name, column in MANIFEST_COLUMNS.items()}
