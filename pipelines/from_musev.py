@@ -160,6 +160,8 @@ class _Translator:
         if self.command.script == "video2video":
             # The original's video2video does not read --motion_speed.
             found["sampling.motion_speed"] = _spell(float(self.command["sample_rate"]))
+            if keeps_habits(self.profile):
+                found["sampling.first_frame.becomes_reference"] = "true"
         if not self.command["need_img_based_video_noise"]:
             found["sampling.img_weight"] = "0"
         if self.command["n_vision_condition"] == 0:
@@ -288,7 +290,8 @@ class _Translator:
         if self.command["redraw_condition_image"]:
             filled.setdefault("redraw_condition_image", True)
         if "condition_images" not in filled:
-            filled.pop("redraw_condition_image", None)
+            for name in ("redraw_condition_image", "condition_images_index"):
+                filled.pop(name, None)
         self._pictures(filled, weights)
         self._prompts(filled)
         if self.command.script == "text2video":
@@ -322,7 +325,9 @@ class _Translator:
             own = self.command["video_negative_prompt"]
         if own is not None:
             task["video_negative_prompt"] = self._negative(str(own))
-        task.pop("negative_prompt", None)  # of the first frame; a setting here
+        first = task.pop("negative_prompt", None)
+        if first is not None:
+            task["first_frame_negative_prompt"] = self._negative(str(first))
         if self.command["add_static_video_prompt"] and self.command.script == "text2video":
             text = task.get("video_negative_prompt", self.profile.negative_prompt)
             task["video_negative_prompt"] = f"static video, {text}"
@@ -341,9 +346,13 @@ class _Translator:
             task["sample_rate"] = self.command["sample_rate"]
         task["video_path"] = uri = self.paths.media(task["video_path"])
         task.setdefault("video_is_middle", self.command["video_is_middle"])
-        task.setdefault("video_has_condition", self.command["video_has_condition"])
+        if "condition_images" in task:
+            task.setdefault("video_has_condition", self.command["video_has_condition"])
+        else:
+            task.pop("video_has_condition", None)
         task.pop("motion_speed", None)
-        if self.command["need_video2video"] or self.command["which2video"] == "video":
+        starts = self.command["need_video2video"] or self.command["which2video"] == "video"
+        if starts and task["video_is_middle"] in (False, "false"):  # maps are no pictures
             task["start_from_video"] = True
         if names := control_names(self.command):
             task["control"] = names

@@ -132,7 +132,7 @@ _TABLE = """
 --cross_attention_dim | integer | 768 | ignored
     read from the weights' own config
 --n_batch | integer | 1 | column
-    at: num_frames sampling.shots.num_frames
+    at: num_frames shot_frames
     shots; with profile `musev` they become one video of the same length, whose windows agree
 --fps | integer | 4 | column
     at: fps
@@ -166,7 +166,7 @@ _TABLE = """
 --n_cols | integer | 3 | ignored
     it lays several videos out in one picture; one row is one video here
 --time_size | integer | 12 | column
-    at: num_frames sampling.shots.num_frames
+    at: num_frames shot_frames
     frames of a shot; with condition images these come on top
 --noise_type | text | video_fusion | setting
     of: video_fusion random
@@ -191,22 +191,22 @@ _TABLE = """
 --video_num_inference_steps | integer | 10 | column
     at: steps
     of the video
---strength | number | 0.8 | setting
-    at: sampling.first_frame.strength
+--strength | number | 0.8 | column
+    at: redraw_strength
     of a redraw. Dead in the original, hence with profile `upstream`; works with `musev`
 --negprompt_cfg_path | text | $PROJECT/configs/model/negative_prompt.py | rows
     table of negative prompts; `None` takes texts literally
 --video_negative_prompt | text | V2 | column
     at: negative_prompt
     a name of the table, or the text itself
---negative_prompt | text | V2 | setting
-    at: sampling.first_frame.negative_prompt
+--negative_prompt | text | V2 | column
+    at: first_frame_negative_prompt
     of the first frame, where it is drawn; without it the video's
 --motion_speed | number | 8.0 | column
     at: motion_speed
     text2video only, as there; in video2video it is `--sample_rate`
---need_hist_match | on | - | setting
-    at: sampling.histogram_match
+--need_hist_match | on | - | column
+    at: histogram_match
     frames are matched to the first one (video2video of the original altered the source instead)
 --log_level | text | INFO | ignored
     the run says what it does; Ray's own logs have Ray's own settings

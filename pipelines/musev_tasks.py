@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from musev.errors import ManifestError, RequestError
 from musev.negative_prompts import NEGATIVE_PROMPTS
-from pipelines.checks import parse_cell, shorten
+from pipelines.checks import parse_cell
 from pipelines.prompt_templates import fill_prompt
 from pipelines.rows import MANIFEST_COLUMNS, WHOLE_ROW, BadCell, canonical_json
 
@@ -45,13 +45,6 @@ _CONSUMED = {
     "origin_prompt",
     "negative_prompt",
     "video_negative_prompt",
-}
-# Columns that may be missing, and their values that ask for nothing.
-_LATER: Mapping[str, tuple[Any, ...]] = {
-    "redraw": (False,),
-    "condition_index": ([0],),
-    "start_from_video": (False,),
-    "sample_rate": (1,),
 }
 _TASK_KEYS = {*_RENAMED, *MANIFEST_COLUMNS, *_CONSUMED}
 
@@ -279,9 +272,6 @@ def _to_row(task: Task, negatives: Mapping[str, str]) -> dict[str, Any]:
         if column in MANIFEST_COLUMNS:
             if value is not None:
                 row[column] = _to_value(column, value)
-        elif column in _LATER:
-            if value is not None and value not in _LATER[column]:
-                row[column] = BadCell(f"{shorten(value)} is not supported yet. Take it out.")
         else:
             if near := _misspelt(key, task):
                 row[key] = BadCell(f"unknown key {key!r}. Did you mean {near!r}?")
@@ -294,10 +284,6 @@ def _to_row(task: Task, negatives: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _to_value(column: str, value: Any) -> Any:
-    if isinstance(value, list) and MANIFEST_COLUMNS[column].is_media:
-        if len(value) == 1:
-            return value[0]
-        return BadCell(f"one image a row is supported, got {len(value)}. Keep one of them.")
     if column == "condition_image" and isinstance(value, str):
         if not is_image_name(value) and value.lower().endswith(_VIDEO_SUFFIXES):
             return BadCell(f"{value} is a video, not an image. Give it as video_path.")
@@ -312,10 +298,13 @@ def _misspelt(key: str, task: Mapping[str, Any]) -> str | None:
 
 
 def _negative_prompt(task: Task, negatives: Mapping[str, str]) -> dict[str, Any]:
-    # The video call reads video_negative_prompt; negative_prompt is for making a first frame.
-    given = task.get("video_negative_prompt")
-    if given is None:
-        given = task.get("negative_prompt")
-    if given is None:
-        return {}
-    return {"negative_prompt": negatives.get(given, given) if isinstance(given, str) else given}
+    """The video's is ``video_negative_prompt``; the other key is that of a first frame."""
+    first, video = task.get("negative_prompt"), task.get("video_negative_prompt")
+    found = {"negative_prompt": first if video is None else video}
+    if None not in (first, video):
+        found["first_frame_negative_prompt"] = first
+    return {
+        column: negatives.get(given, given) if isinstance(given, str) else given
+        for column, given in found.items()
+        if given is not None
+    }

@@ -15,7 +15,7 @@ from musev.registry import get_profile
 from pipelines.from_musev import _SETTINGS, Translation, original_name, translate
 from pipelines.musev_flags import FLAGS, read_command
 from pipelines.resolve import resolve_rows
-from pipelines.rows import MANIFEST_COLUMNS, BadCell
+from pipelines.rows import BadCell
 from tests.goldens import GOLDENS, require_goldens
 
 CLI = GOLDENS / "pipeline" / "functions" / "cli.json"
@@ -106,7 +106,8 @@ def test_every_flags_default_written_out_changes_nothing(project: Path, script: 
     ]
     found = settings(project, f"{script} {' '.join(words)}")
     assert len(found) > 10
-    found.pop("sampling.motion_speed", None)  # video2video reads the sample rate instead
+    found.pop("sampling.motion_speed", None)  # video2video reads the sample rate instead, and
+    found.pop("sampling.first_frame.becomes_reference", None)  # shows its first frame to all
     profile = get_profile("upstream")
     assert replace_settings(profile, found) == profile
 
@@ -256,9 +257,10 @@ def test_a_video2video_row(project: Path) -> None:
     row = rows(project, line)["sea-1"]
     assert row["video"] == f"file://{project}/data/sea.mp4"
     assert (row["control"], row["control_scale"]) == (["dwpose", "depth"], [0.5, 0.5])
-    assert (row["video_is_control"], row["video_has_condition"]) == (False, True)
+    assert row["video_is_control"] is False
+    assert "video_has_condition" not in row, "there is no condition image"
     for column, value in (("start_from_video", True), ("sample_rate", 2)):
-        assert column not in MANIFEST_COLUMNS or row[column] == value
+        assert row[column] == value
     assert row["num_frames"] == 24
     assert settings(project, line)["sampling.motion_speed"] == "2"
 
@@ -280,6 +282,24 @@ def test_with_our_profile_a_video_is_read_by_time(project: Path) -> None:
     line += " --sample_rate 3"
     row = rows(project, line, profile=ours, video_facts=lambda uri: FILMED)["sea-1"]
     assert row["num_frames"] == 5
+
+
+def test_a_first_frame_of_video2video_is_the_reference_from_then_on(project: Path) -> None:
+    key = "sampling.first_frame.becomes_reference"
+    assert settings(project, "video2video")[key] == "true"
+    assert key not in settings(project, "video2video", profile=get_profile("musev"))
+
+
+def test_maps_are_nothing_to_start_from(project: Path) -> None:
+    row = rows(project, "video2video --target_datas moved --which2video video")["moved"]
+    assert row["video_is_control"] is True
+    assert "start_from_video" not in row
+
+
+def test_a_video_without_a_condition_image_has_it_nowhere(project: Path) -> None:
+    row = rows(project, "video2video --target_datas sea --video_has_condition")["sea-1"]
+    assert "video_has_condition" not in row
+    assert row["num_frames"] == 12
 
 
 def test_a_condition_outside_the_video_comes_on_top(project: Path) -> None:

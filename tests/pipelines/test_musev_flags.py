@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 from typing import Any
 
 import pytest
 
-from musev.config import ClipRequest
 from musev.errors import ConfigError
 from musev.registry import get_profile
 from pipelines.musev_flags import FLAGS, HOMES, flag_table, ignored_flags, read_command
@@ -15,7 +13,6 @@ from tests.goldens import GOLDENS, ROOT, have_goldens, require_goldens
 
 FILE = GOLDENS / "pipeline" / "functions" / "cli.json"
 CLI = json.loads(FILE.read_text()) if have_goldens() else {}
-REQUEST_FIELDS = {field.name for field in dataclasses.fields(ClipRequest)}
 RECORDED = [
     pytest.param(script, flag, id=f"{script}-{flag['dest']}")
     for script, flags in CLI.items()
@@ -56,7 +53,7 @@ def test_a_home_is_a_column_or_a_setting_that_exists(name: str) -> None:
     flag = FLAGS[name]
     profile = get_profile("upstream")
     for place in flag.where:
-        if place in MANIFEST_COLUMNS or place in REQUEST_FIELDS:
+        if place in MANIFEST_COLUMNS:
             continue
         value: Any = profile
         for part in place.split("."):
