@@ -605,7 +605,8 @@ _WEIGHTS_SOURCES = (("bundle",), ("random_seed",), PUBLISHED_PARTS)
 
 def _other_sources_dropped(changes: dict[str, Any]) -> dict[str, Any]:
     """None for every source of weights besides those that are being set."""
-    given = [any(changes.get(name) is not None for name in group) for group in _WEIGHTS_SOURCES]
+    named = (("bundle",), ("random_seed",), ("t2i", "motion"))  # a VAE may go with any source
+    given = [any(changes.get(name) is not None for name in group) for group in named]
     if not any(given):
         return {}
     return {
