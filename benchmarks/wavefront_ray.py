@@ -4,8 +4,8 @@
     python benchmarks/wavefront_ray.py --workers 32 --task-seconds 2 --json ray.json
     python benchmarks/wavefront_ray.py --workers 8 --slow-workers 1
 
-One video of 512x512 latents: a task carries a window in float32 to a worker and both guidance
-halves in float16 back. The barrier runs on the same workers: static spans of windows, everything of
+One video of 512x512 latents: a task carries a window in float16 to a worker and both guidance
+halves back. The barrier runs on the same workers: static spans of windows, everything of
 a step sent ahead, all wait after a step. Efficiency is the work done over what the workers could
 have done between the first window sent and the last one taken in; a worker that is twice as slow
 counts half. The last run, in which nobody sleeps, shows how many tasks one conductor can serve.
@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import ray
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -57,7 +58,11 @@ START_S = 300.0
 def make_facts() -> ClipFacts:
     """What drives the windows has to know of the clip."""
     return ClipFacts(
-        schedule=ScheduleConfig(), latent_height=SIDE, latent_width=SIDE, given_BCTHW=None
+        schedule=ScheduleConfig(),
+        latent_height=SIDE,
+        latent_width=SIDE,
+        given_BCTHW=None,
+        wire_dtype=torch.float16,
     )
 
 
@@ -96,9 +101,9 @@ class SleepingWorker:
         self._task_s = task_s
         return self._slowdown
 
-    def condition(self, row: Any) -> tuple[Any, Any, float]:
+    def condition(self, row: Any) -> tuple[Any, Any, float, Any]:
         """No conditions."""
-        return None, self._facts, 0.0
+        return None, self._facts, 0.0, {}
 
     def denoise(
         self, name: str, clip: list[Any], noisy: PackedTensor, timestep: float, frames: Any
@@ -252,7 +257,7 @@ def run_lockstep(pool: Pool, request: ClipRequest) -> Watch:
             for number in numbers:
                 work = front.take(front.plan.task(step, number))
                 watch.sends()
-                noisy = pack(work.noisy_BCFHW)
+                noisy = pack(work.noisy_BCFHW.to(torch.float16))
                 arguments = (request.request_id, clip, noisy, work.timestep, work.task.frames)
                 sent[lease.worker.denoise.remote(*arguments)] = work.task
         while sent:

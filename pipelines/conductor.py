@@ -303,13 +303,14 @@ class Conductor:
         if (number := self._segments.take_next()) is not None:
             self._send_segment(front, facts, number, lease)
         elif front is not None and (work := front.take_next()) is not None:
-            self._send_window(work, lease)
+            self._send_window(work, facts.wire_dtype, lease)
         else:
             self._broker.hand_back.remote(lease)
 
-    def _send_window(self, work: Work, lease: Lease) -> None:
+    def _send_window(self, work: Work, dtype: torch.dtype, lease: Lease) -> None:
+        noisy = pack(work.noisy_BCFHW.to(dtype))
         answer = lease.worker.denoise.remote(
-            self._owner, self._clip, pack(work.noisy_BCFHW), work.timestep, work.task.frames
+            self._owner, self._clip, noisy, work.timestep, work.task.frames
         )
         self._sent[answer] = _Sent(work.task, lease, time.monotonic())
 

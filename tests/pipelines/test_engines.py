@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from musev.config import ClipRequest, Profile, SamplingConfig, WeightsConfig, WindowConfig
+from musev.parts import RecentParts
 from pipelines.engines import load_networks
 
 PROFILE = Profile(name="t", weights=WeightsConfig(random_seed=0), width=64, height=64)
@@ -28,11 +29,11 @@ def test_media_by_column_reach_the_networks_and_parts_are_kept(tmp_path: Path) -
     asked: list[str] = []
 
     class Beyond:
-        def find(self, key: str, make: object) -> object:
+        def find(self, key: str, make: object, *, shared: bool = True) -> object:
             asked.append(key.split("-")[0])
             return make()  # type: ignore[operator]
 
-    engine = load_networks(PROFILE, "cpu", Beyond())
+    engine = load_networks(PROFILE, "cpu", RecentParts(Beyond()))
     assert torch.get_num_threads() == 1
     media = {"condition_image": np.full((64, 64, 3), 80, np.uint8)}
     conditions, facts = engine.condition(CLIP, media)
