@@ -112,8 +112,6 @@ class PoolView:
     num_held: int
     """Leases that have not been handed back."""
     leases: int
-    parts_made: int
-    parts_found: int
 
 
 class Broker:
@@ -224,8 +222,6 @@ class Broker:
             num_lost=self._num_lost,
             num_held=sum(len(worker.held) for worker in self._workers.values()),
             leases=self._num_leases,
-            parts_made=self._parts.num_made,
-            parts_found=self._parts.num_found,
         )
 
     def _of(self, lease: Lease) -> _Worker | None:
@@ -350,7 +346,6 @@ class _SharedParts:
         self._kept: OrderedDict[str, tuple[Any, int]] = OrderedDict()
         self._making: dict[str, asyncio.Event] = {}
         self._num_bytes = 0
-        self.num_made = self.num_found = 0
 
     async def claim(self, key: str) -> list[Any] | None:
         while key not in self._kept and key in self._making:
@@ -363,7 +358,6 @@ class _SharedParts:
                 if self._making.get(key) is making:
                     del self._making[key]
         if key in self._kept:
-            self.num_found += 1
             self._kept.move_to_end(key)
             return [self._kept[key][0]]
         self._making[key] = asyncio.Event()
@@ -371,7 +365,6 @@ class _SharedParts:
 
     def publish(self, key: str, reference: Any, num_bytes: int) -> None:
         if key not in self._kept:
-            self.num_made += 1
             self._kept[key] = (reference, num_bytes)
             self._num_bytes += num_bytes
         while self._num_bytes > self._limit_bytes and len(self._kept) > 1:

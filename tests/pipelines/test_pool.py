@@ -244,8 +244,6 @@ def test_a_shared_part_is_computed_by_who_asks_first() -> None:
     ray.get(broker.publish_part.remote("reference-1", np.arange(5, dtype=np.uint8)))
     for found in ray.get(waiting):
         assert ray.get(found[0]).tolist() == [0, 1, 2, 3, 4]
-    seen = view(broker)
-    assert (seen.parts_made, seen.parts_found) == (1, 3)
     assert ray.get(broker.claim_part.remote("reference-2")) is None
     other = broker.claim_part.remote("reference-2")
     ray.get(broker.give_up_part.remote("reference-2"))
