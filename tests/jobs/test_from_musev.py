@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import typer.main
@@ -133,24 +134,31 @@ def test_the_weights_of_the_command_are_used_without_others(
         assert f"checkpoints/t2i/sd1.5/{model}/tokenizer is missing" in told.err
 
 
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run the job as a process of its own, with a Ray of its own."""
+    ray_folder = tempfile.mkdtemp(prefix="mvr", dir="/tmp")
+    environment = {**os.environ, "RAY_TMPDIR": ray_folder, "OMP_NUM_THREADS": "1"}
+    environment.pop("RAY_ADDRESS", None)
+    try:
+        return subprocess.run(
+            [sys.executable, "-m", "jobs.from_musev", *command],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=280,
+            check=False,
+        )
+    finally:
+        shutil.rmtree(ray_folder, ignore_errors=True)
+
+
 @pytest.mark.timeout(300)
 def test_the_readmes_command_renders(project: Path) -> None:
     """With every task of the file: one renders, one fails alone, one cannot be read."""
     line = README.replace("--target_datas yongen", "--target_datas all")
     line += " --save_images --save_filetype gif"
-    ray_folder = tempfile.mkdtemp(prefix="mvr", dir="/tmp")
-    environment = {**os.environ, "RAY_TMPDIR": ray_folder, "OMP_NUM_THREADS": "1"}
-    environment.pop("RAY_ADDRESS", None)
-    done = subprocess.run(
-        [sys.executable, "-m", "jobs.from_musev", *arguments(project, line)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    shutil.rmtree(ray_folder, ignore_errors=True)
+    done = run(arguments(project, line))
     assert done.returncode == 3, done.stderr
     assert "left out: row 3, column 'prompt'" in done.stderr
     rows = results(project / "output" / "majicmixRealv6Fp16")
@@ -181,9 +189,57 @@ def test_the_readmes_command_renders(project: Path) -> None:
     assert "exports        1 videos as gif, images" in done.stdout
 
 
-def test_a_driving_video_is_measured(folder: Path) -> None:
-    import numpy as np
+VIDEO_TASKS = """
+- name: follows
+  condition_images: ./data/images/yongen.png
+  prompt: a person
+  video_path: ./data/poses.mp4
+  video_is_middle: true
+  height: 64
+  width: 64
+- name: outside
+  condition_images: ./data/images/yongen.png
+  prompt: a person
+  video_path: ./data/poses.mp4
+  video_has_condition: false
+  height: 64
+  width: 64
+- name: filmed
+  prompt: a person
+  video_path: ./data/poses.mp4
+  height: 64
+  width: 64
+"""
 
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_video2video_command_renders(project: Path) -> None:
+    """Two base models, one after the other; ready maps, maps that are made, shots of 4 frames."""
+    (project / "tasks.yaml").write_text(VIDEO_TASKS)
+    grey = (np.full((64, 64, 3), 25 * number, np.uint8) for number in range(9))
+    write_segment(project / "data" / "poses.mp4", grey, fps=30)
+    line = (
+        "python scripts/inference/video2video.py --sd_model_name all -test_data_path ./tasks.yaml "
+        "--output_dir ./output --controlnet_name dwpose_body_hand --time_size 4 --n_batch 3 "
+        "--fps 12 --which2video video --video_strength 0.5"
+    )
+    more = ["--set", "sampling.windows.num_frames=4", "--set", "sampling.windows.overlap=1"]
+    done = run(arguments(project, line, *more))
+    assert done.returncode == 0, done.stdout + done.stderr
+    lengths = {"follows": 9, "outside": 10, "filmed": 9}
+    for model in ("majicmixRealv6Fp16", "fantasticmix_v10"):
+        rows = results(project / "output" / model)
+        assert {name: row["status"] for name, row in rows.items()} == dict.fromkeys(
+            lengths, "committed"
+        )
+        for name, row in rows.items():
+            facts = probe_video(Path(row["video_uri"].removeprefix("file://")))
+            assert (facts.num_frames, facts.fps) == (lengths[name], 12), name
+            assert json.loads(row["extra"])["musev_name"].startswith("v2v_m=" + model)
+
+
+def test_a_driving_video_is_measured(folder: Path) -> None:
     frames = (np.full((64, 96, 3), 40 * number, np.uint8) for number in range(5))
     write_segment(folder / "v.mp4", frames, fps=8)
     found = measure_video(f"file://{folder}/v.mp4")
