@@ -34,6 +34,21 @@ OutputOption = Annotated[
 ProfileOption = Annotated[
     str, typer.Option("--profile", help=f"Named settings: {', '.join(PROFILES)}.")
 ]
+WorkersOption = Annotated[
+    str | None,
+    typer.Option(
+        "--workers",
+        metavar=WORKERS,
+        help="Render workers; default: one a GPU, or one on the CPU. With MIN:MAX more come while "
+        "work waits for them, also on machines that join later.",
+    ),
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would be done, without starting Ray.")
+]
+RetryOption = Annotated[
+    bool, typer.Option("--retry-failed", help="Try rows again that failed in an earlier run.")
+]
 LicenceOption = Annotated[
     str | None,
     typer.Option(

@@ -35,10 +35,12 @@ def main() -> None:
 
 _JOBS = {
     "text-to-video": "Render a manifest of prompts and reference images",
+    "video-to-video": "Render a manifest of driving videos",
     "from-musev": "Run a command line of the original MuseV",
     "plan": "Say what a manifest will cost before anything runs",
     "make-dataset": "Make a dataset of drawn or real clips",
     "evaluate": "Judge a run, or a profile on held-out requests",
+    "control": "Find control maps in one video or picture, to look at",
     "prepare-weights": "Check a profile's weights, or write them as one folder",
     "train": "Train one stage of the networks",
 }

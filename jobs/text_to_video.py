@@ -11,9 +11,9 @@ import dataclasses
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
@@ -21,19 +21,21 @@ from jobs._cli import (
     DEFAULT_PROFILE,
     OK,
     ROWS_FAILED,
-    WORKERS,
+    DryRunOption,
     LicenceOption,
     ManifestOption,
     OutputOption,
     ProfileOption,
+    RetryOption,
     SetOption,
+    WorkersOption,
     errors_as_status,
     load_settings,
     run_app,
 )
 from jobs._console import INTERRUPTED, Teller, disconnect, terminate_as_interrupt
 from musev.config import ClipRequest, to_plain
-from musev.errors import ManifestError
+from musev.errors import ManifestError, RequestError
 from musev.licences import check_licences, licence_of, licences_of
 from musev.weights import digest_weights
 from pipelines.control_maps import describe_detectors
@@ -98,29 +100,15 @@ def text_to_video(
     output: OutputOption,
     profile: ProfileOption = DEFAULT_PROFILE,
     changes: SetOption = None,
-    workers: Annotated[
-        str | None,
-        typer.Option(
-            "--workers",
-            metavar=WORKERS,
-            help="Render workers; default: one a GPU, or one on the CPU. With MIN:MAX more come "
-            "while work waits for them, also on machines that join later.",
-        ),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done, without starting Ray.")
-    ] = False,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Try rows again that failed in an earlier run.")
-    ] = False,
+    workers: WorkersOption = None,
+    dry_run: DryRunOption = False,
+    retry_failed: RetryOption = False,
     require_licence: LicenceOption = None,
 ) -> None:
     """Render a manifest of prompts and reference images to videos on storage."""
     with errors_as_status():
-        asked = parse_workers(workers)
-        job = _prepare(manifest, output, profile, changes or (), retry_failed)
-        job.check_licences(require_licence)
-        status = _show_plan(job) if dry_run else _run(job, asked)
+        job = prepare(manifest, output, profile, changes or (), retry_failed=retry_failed)
+        status = run(job, workers, dry_run=dry_run, require_licence=require_licence)
     raise typer.Exit(status)
 
 
@@ -137,9 +125,31 @@ def main(argv: list[str] | None = None) -> int:
     return run_app(app, argv, prog_name="python -m jobs.text_to_video")
 
 
-def _prepare(
-    manifest: str, output: str, profile: str, changes: Sequence[str], retry_failed: bool
+def prepare(
+    manifest: str,
+    output: str,
+    profile: str,
+    changes: Sequence[str],
+    *,
+    retry_failed: bool = False,
+    require: Callable[[ClipRequest], RequestError | None] = lambda _request: None,
 ) -> Job:
+    """Read a manifest and get everything ready that needs neither Ray nor torch.
+
+    Args:
+        manifest: Path or URL.
+        output: Folder or URL.
+        profile: Name of the profile.
+        changes: ``KEY=VALUE`` of ``--set``.
+        retry_failed: Try rows again that failed in an earlier run.
+        require: What a row must have; the error refuses it.
+
+    Returns:
+        The job.
+
+    Raises:
+        ManifestError: If the manifest cannot be read or has no rows.
+    """
     settings = load_settings(profile, changes)
     raw = read_manifest(manifest)
     if not raw.rows:
@@ -147,6 +157,10 @@ def _prepare(
     requests, refused = resolve_rows(
         raw.rows, settings.profile, raw.base_uri, find_profile=settings.find_profile
     )
+    misplaced = refuse_rows(raw.rows, requests, require)
+    left_out = {failure.request_id for failure in misplaced}
+    requests = [request for request in requests if request.request_id not in left_out]
+    refused = [*refused, *misplaced]
     ledger = Ledger(output)
     graph = Graph(
         profile=settings.profile,
@@ -163,6 +177,58 @@ def _prepare(
         graph=graph,
         retry_failed=retry_failed,
     )
+
+
+def refuse_rows(
+    rows: Sequence[Mapping[str, Any]],
+    requests: Sequence[ClipRequest],
+    require: Callable[[ClipRequest], RequestError | None],
+) -> list[RowFailure]:
+    """Refuse good rows that are in the wrong place.
+
+    Args:
+        rows: Raw rows of the manifest.
+        requests: What they make.
+        require: What a row must have; the error refuses it.
+
+    Returns:
+        One failure a row that is refused.
+    """
+    numbers = {row.get("request_id"): number for number, row in enumerate(rows, start=1)}
+    found = []
+    for request in requests:
+        if (problem := require(request)) is not None:
+            number = numbers[request.request_id]
+            found.append(
+                RowFailure(
+                    request_id=request.request_id,
+                    row=number,
+                    column="video",
+                    value="",
+                    error_class=type(problem).__name__,
+                    message=f"row {number} ({request.request_id!r}), column 'video': {problem}",
+                )
+            )
+    return found
+
+
+def run(
+    job: Job, workers: str | None, *, dry_run: bool = False, require_licence: str | None = None
+) -> int:
+    """Run a prepared job, or say what it would do.
+
+    Args:
+        job: From :func:`prepare`.
+        workers: ``N`` or ``MIN:MAX``; None for one a GPU.
+        dry_run: Start nothing, print the plan.
+        require_licence: Kind of licence that all weights must have.
+
+    Returns:
+        Exit status; see :func:`main`.
+    """
+    asked = parse_workers(workers)
+    job.check_licences(require_licence)
+    return _show_plan(job) if dry_run else _run(job, asked)
 
 
 def _show_plan(job: Job) -> int:

@@ -85,6 +85,6 @@ def places_of(num_given: int, index: Sequence[int], num_frames: int) -> FramePla
     if places != sorted(set(places)) or not all(0 <= place < num_frames for place in places):
         raise RequestError(
             f"condition_index {list(index)} must name different frames of 0 to {num_frames - 1} in "
-            "ascending order (-1 is the last one)."
+            "ascending order. Give every condition image a frame of its own; -1 is the last one."
         )
     return FramePlaces(tuple(places))
