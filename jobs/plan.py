@@ -48,6 +48,7 @@ from pipelines.clip_forecast import (
     measure_speed,
     model_clip,
 )
+from pipelines.control_maps import describe_detectors
 from pipelines.forecast import Forecast, RowForecast, forecast_run, usual_pool
 from pipelines.ledger import Ledger
 from pipelines.manifest import read_manifest, resolve_rows
@@ -167,6 +168,7 @@ def _plan_rows(
         cache=MediaCache(run_id=ledger.run_id),
         # Only to know what the output holds: a plan without one needs no weights.
         model_digests=digest_weights(settings.profile.weights) if output else {},
+        detectors=describe_detectors(requests, settings.profile.control),
     )
     checked = check_inputs_here(graph, requests)
     return plan_run(

@@ -26,11 +26,11 @@ class WorkerLostError(MusevError):
     """A row took its worker down again and again."""
 
 
-def worker_lost(times: int) -> WorkerLostError:
+def worker_lost(times: int, what: str = "rendering this row") -> WorkerLostError:
     """Say why a row is quarantined."""
     return WorkerLostError(
-        f"the worker died {times} times while rendering this row (out of memory, a crash of "
-        "a library, or its machine). Look at the worker's log, try the row with a smaller size or "
+        f"the worker died {times} times while {what} (out of memory, a crash of a "
+        "library, or its machine). Look at the worker's log, try the row with a smaller size or "
         "fewer frames, then run again with --retry-failed."
     )
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from musev.config import ClipRequest, WindowConfig
 from pipelines.outcomes import FAILED, Row
@@ -55,6 +57,15 @@ class RunPlan:
         ]
         return refused + unreadable
 
+    def _maps(self) -> Iterator[tuple[Any, ...]]:
+        """What tells map videos that rows need from one another."""
+        for row in self.to_render:
+            request = self.request_of(row)
+            if column := request.maps_made_of:
+                digest = json.loads(row["media_digests"])[column]
+                size = (request.width, request.height, request.fps, request.sample_rate)
+                yield from ((name, digest, *size) for name in request.control)
+
     def lines(self) -> list[str]:
         """Say it for people."""
         requests = [self.request_of(row) for row in self.to_render]
@@ -69,6 +80,8 @@ class RunPlan:
             f"to render      {len(requests)} clips, {frames} frames, {windows} windows, "
             f"{calls} network calls",
         ]
+        if maps := set(self._maps()):
+            lines.append(f"control maps   of {len(maps)} videos, found now or before")
         if self.failed_before:
             lines[3] += " (left alone; --retry-failed tries them again)"
         shared = sum(len(part) for part in (self.unreadable, self.committed, self.failed_before))

@@ -24,6 +24,7 @@ POLL_S = 1.0
 WORKERS_PER_DRIVER = 64
 """How many workers' windows one process puts together."""
 _STAGE_CPUS = 0.25
+_CONTROL_WORKERS_PER_GPU = 4
 _LOCAL_OBJECT_STORE_BYTES = 256 * 2**20  # rows are tiny; media never enter the object store
 
 
@@ -229,6 +230,35 @@ def shard_args(
     if networks and shape.device == "cuda":
         return {**args, "num_gpus": 1}
     return {**args, "num_cpus": _cpu_share(shape.num_cpus - _STAGE_CPUS, num_workers)}
+
+
+def plan_control_workers(shape: ClusterShape, num_units: int) -> int:
+    """Decide how many workers make control maps: no more than there is work for."""
+    most = _CONTROL_WORKERS_PER_GPU * shape.num_gpus if shape.device == "cuda" else shape.num_cpus
+    return max(1, min(int(most), num_units))
+
+
+def control_args(shape: ClusterShape, num_workers: int) -> dict[str, Any]:
+    """Arguments of the stage of actors that make control maps, one stretch of maps each at a time.
+
+    Detectors are small beside the video networks, so several share a GPU. Restarts are bounded by
+    the attempts of each stretch, which storage counts.
+
+    Args:
+        shape: Of the cluster.
+        num_workers: From :func:`plan_control_workers`.
+
+    Returns:
+        Keyword arguments for :func:`apply_stage`.
+    """
+    args: dict[str, Any] = {
+        "actor_pool_size": (num_workers, num_workers),
+        "max_task_retries": MAX_ATTEMPTS + 1,
+        "num_cpus": _cpu_share(shape.num_cpus - _STAGE_CPUS, num_workers),
+    }
+    if shape.device == "cuda":
+        args["num_gpus"] = 1 / _CONTROL_WORKERS_PER_GPU
+    return args
 
 
 def _cpu_share(num_cpus: float, num_workers: int) -> float:

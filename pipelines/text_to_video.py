@@ -111,6 +111,13 @@ class Graph:
     def name_sample(self, request: ClipRequest, media_digests: Mapping[str, str]) -> str:
         """Name a request's video by everything that decides its bytes.
 
+        Args:
+            request: Resolved, its length known.
+            media_digests: Column to digest of its media.
+
+        Returns:
+            The sample id.
+
         Raises:
             WeightsError: If its control maps cannot be made.
         """

@@ -52,7 +52,9 @@ class RenderClip:
     def _render(self, row: Row, target: Path) -> Row:
         watch = _StageWatch(row["sample_id"], self._pulse)
         request = request_from_json(row["request"])
-        with open_media(self._cache, request, row["media_digests"]) as media:
+        with open_media(
+            self._cache, request, row["media_digests"], row.get("control_maps", "")
+        ) as media:
             watch.progress("load", 1, 1)
             measured = self._engine.render(request, media, target, watch.progress)
         return {"measured": measured, "device": self._device, "stage_seconds": watch.seconds()}

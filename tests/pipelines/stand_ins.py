@@ -34,15 +34,21 @@ class ColourEngine:
     def render(
         self,
         request: ClipRequest,
-        media: dict[str, np.ndarray | Path],
+        media: dict[str, Any],
         target: Path,
         on_progress: Callable[[str, int, int], None],
     ) -> VideoInfo:
         misbehave(request.prompt)
         shape_TYXC = (request.num_frames, request.height, request.width, 3)
         frames_TYXC = np.full(shape_TYXC, request.seed % 200, dtype=np.uint8)
-        for item in media.values():
-            if isinstance(item, Path):
+        for name, item in media.items():
+            if name == "maps":
+                from musev.control.clip_control import MapReader
+
+                with MapReader(request, request.control[0], item) as maps:
+                    for number, frame_YXC in enumerate(frames_TYXC):
+                        frame_YXC[:] = maps.read(number).mean()
+            elif isinstance(item, Path):
                 for frame_YXC, control_YXC in zip(frames_TYXC, read_video(item), strict=False):
                     frame_YXC[:] = control_YXC.mean()
             else:
@@ -52,14 +58,15 @@ class ColourEngine:
         on_progress("decode", request.num_frames, request.num_frames)
         return probe_video(target)
 
-    def condition(self, request: ClipRequest, media: dict[str, np.ndarray | Path]) -> Any:
+    def condition(self, request: ClipRequest, media: dict[str, Any]) -> Any:
         """Conditions: the brightness of each picture. A condition image gives frame 0."""
         import torch
 
         from musev.clip_front import ClipFacts
         from musev.config import ScheduleConfig
 
-        tones = {name: float(np.mean(x)) for name, x in media.items() if not isinstance(x, Path)}
+        pictures = {name: x for name, x in media.items() if isinstance(x, np.ndarray)}
+        tones = {name: float(np.mean(x)) for name, x in pictures.items()}
         size = (request.height // 8, request.width // 8)
         given = None
         if "condition_image" in tones:

@@ -39,3 +39,46 @@ def test_a_picture_that_changed_is_refused(tmp_path: Path) -> None:
     elsewhere = graph(tmp_path / "another-machine").cache
     with pytest.raises(MediaError, match="changed"), open_media(elsewhere, clip, digests):
         pass
+
+
+def test_control_maps_are_fetched_when_they_are_asked_for(tmp_path: Path) -> None:
+    wired = graph(tmp_path)
+    clip = request(
+        "r", video=film(tmp_path / "dance.mp4"), control=("canny",), condition_has_own_map=True
+    )
+    places = {}
+    for name in ("one", "two", "face"):
+        uri = film(tmp_path / f"{name}.mkv") if name != "face" else picture(tmp_path / "face.png")
+        places[name] = {"uri": uri, "digest": wired.cache.fetch(uri)[0]}
+    maps_json = json.dumps(
+        {
+            "canny": {
+                "piece_frames": 6,
+                "pieces": [places["one"], places["two"]],
+                "front": places["face"],
+            }
+        }
+    )
+    digests = json.dumps({"video": wired.cache.fetch(clip.media["video"])[0]})
+    in_use = tmp_path / "cache" / "in_use"
+    with open_media(wired.cache, clip, digests, maps_json) as media:
+        assert "video" not in media  # the maps stand for it
+        maps = media["maps"]
+        assert not list(in_use.glob("*/*"))
+        assert maps.open_piece("canny", 1).read_bytes() == (tmp_path / "two.mkv").read_bytes()
+        assert [path.name for path in in_use.glob("*/*")] == ["two.mkv"]
+        assert (maps.front["canny"] == 100).all()
+    assert not list(in_use.iterdir())
+
+
+def test_a_control_video_may_have_the_condition_images_map_in_front(tmp_path: Path) -> None:
+    wired = graph(tmp_path)
+    clip = request("r", video=film(tmp_path / "a.mp4"), video_is_control=True, control=("canny",))
+    digests = json.dumps({"video": wired.cache.fetch(clip.media["video"])[0]})
+    face = picture(tmp_path / "face.png")
+    front = {"uri": face, "digest": wired.cache.fetch(face)[0]}
+    maps_json = json.dumps({"canny": {"piece_frames": 96, "pieces": [], "front": front}})
+    with open_media(wired.cache, clip, digests, maps_json) as media:
+        assert media["maps"].video == media["video"]
+        assert media["maps"].open_piece is None
+        assert list(media["maps"].front) == ["canny"]

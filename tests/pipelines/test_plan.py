@@ -65,6 +65,19 @@ def test_failed_rows_are_tried_again_only_when_asked() -> None:
     assert plan.failed_before == []
 
 
+def test_the_plan_counts_the_map_videos_that_rows_need() -> None:
+    driven = {"video": "v", "control": ("canny", "pose")}
+    rows = [request(name, **driven) for name in ("one", "two")]
+    rows += [request("small", **driven, fps=2.0), request("maps", video="v", video_is_control=True)]
+    checked = [
+        {"row": n, "sample_id": f"s{n}", "status": "ready", "media_digests": '{"video": "d"}'}
+        for n in range(len(rows))
+    ]
+    plan = plan_run(rows, [], checked, committed=(), failed=())
+    assert "control maps   of 4 videos, found now or before" in plan.lines()
+    assert not any("maps" in line for line in plan_run([], [], [], committed=(), failed=()).lines())
+
+
 def test_the_plan_names_bad_rows_with_class_stage_and_reason() -> None:
     plan = plan_run(REQUESTS, REFUSED, CHECKED, committed={"s-done"}, failed={"s-failed"})
     text = "\n".join(plan.lines())

@@ -14,10 +14,12 @@ from pipelines.resources import (
     ClusterShape,
     WorkerRange,
     apply_stage,
+    control_args,
     drive_args,
     keep_sigterm_handler,
     load_inputs_args,
     parse_workers,
+    plan_control_workers,
     plan_shard_workers,
     plan_workers,
     shard_args,
@@ -146,6 +148,21 @@ def test_stages_reach_ray_with_one_row_in_each_workers_hands() -> None:
     assert inputs["compute"].size == 2
     assert inputs["fn_kwargs"] == {"colour": "blue"}
     assert not {"task_pool_size", "actor_pool_size"} & (set(render) | set(inputs))
+
+
+@pytest.mark.parametrize(
+    ("shape", "num_units", "workers"),
+    [(LAPTOP, 1, 1), (LAPTOP, 99, 2), (GPU_BOX, 99, 4 * int(GPU_BOX.num_gpus)), (GPU_BOX, 3, 3)],
+)
+def test_workers_that_make_control_maps_fit_the_cluster(
+    shape: ClusterShape, num_units: int, workers: int
+) -> None:
+    assert plan_control_workers(shape, num_units) == workers
+    args = control_args(shape, workers)
+    assert args["actor_pool_size"] == (workers, workers)
+    assert workers * args["num_cpus"] < shape.num_cpus
+    assert workers * args.get("num_gpus", 0) <= shape.num_gpus
+    assert args["max_task_retries"] >= MAX_ATTEMPTS
 
 
 def test_ray_does_not_keep_the_handler_of_sigterm() -> None:

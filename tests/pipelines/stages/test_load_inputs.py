@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from musev.control.person import PoseVideo, write_poses
+from pipelines.control_maps import Detectors
 from pipelines.outcomes import unsampled_id
 from pipelines.rows import request_from_json, request_to_json
 from pipelines.stages.load_inputs import load_inputs
@@ -81,6 +83,55 @@ def test_a_video_that_is_too_short_is_told_with_both_numbers(
     row = controlled(tmp_path, film(tmp_path / "a.mp4"), **columns)
     assert (row["status"], row["error_class"]) == ("failed", "RequestError")
     assert phrase in row["error_message"]
+
+
+def test_every_so_manieth_frame_decides_the_length(tmp_path: Path) -> None:
+    video = film(tmp_path / "a.mp4", 7)
+    row = controlled(tmp_path, video, sample_rate=3, fps=24.0)
+    assert request_from_json(row["request"]).num_frames == 3
+    assert row["video_frames"] == 3
+    row = controlled(tmp_path, video, sample_rate=3, num_frames=4)
+    assert "has 3 frames, taking every 3. of its 7, but num_frames is 4" in row["error_message"]
+
+
+def test_a_condition_image_of_its_own_makes_the_clip_a_frame_longer(tmp_path: Path) -> None:
+    own = {"condition_image": picture(tmp_path / "c.png"), "condition_has_own_map": True}
+    video = film(tmp_path / "a.mp4")
+    given = {"video": video, "video_is_control": True, "num_frames": 0, **own}
+    row = check(tmp_path, **given)
+    assert request_from_json(row["request"]).num_frames == 7
+    assert row["video_frames"] == 6
+    row = check(tmp_path, **given | {"num_frames": 8})
+    assert "with the condition image in front a clip has 7 at most" in row["error_message"]
+
+
+def test_keypoints_are_measured_as_a_video_is(tmp_path: Path) -> None:
+    path = tmp_path / "people.parquet"
+    write_poses(path, [()] * 10, PoseVideo(num_frames=10, fps=8.0))
+    given = {"keypoints": str(path), "control": ("pose",), "num_frames": 0}
+    detectors = Detectors(known={"pose": {"control": "pose", "min_confidence": "0.3"}})
+    wired = graph(tmp_path, detectors=detectors)
+    row = {"row": 0, "request": request_to_json(request("k", **given))}
+    row = load_inputs(row, cache=wired.cache, name_sample=wired.name_sample)
+    assert row["status"] == "ready", row["error_message"]
+    assert request_from_json(row["request"]).num_frames == 5
+    assert set(json.loads(row["media_digests"])) == {"keypoints"}
+    path.write_bytes(b"no table")
+    bad = check(tmp_path / "b", **given)
+    assert bad["status"] == "failed"
+    assert f"keypoints {path} is not a readable Parquet file" in bad["error_message"]
+
+
+def test_a_damaged_video_is_read_as_far_as_it_goes_where_the_row_says_so(tmp_path: Path) -> None:
+    good = Path(film(tmp_path / "good.mp4", 60)).read_bytes()
+    middle = good.index(b"mdat") + 400
+    (tmp_path / "bad.mp4").write_bytes(good[:middle] + bytes(300) + good[middle + 300 :])
+    bad = str(tmp_path / "bad.mp4")
+    row = controlled(tmp_path, bad, video_may_be_cut=True)
+    assert row["status"] == "ready", row["error_message"]
+    assert 0 < request_from_json(row["request"]).num_frames < 60
+    row = controlled(tmp_path, bad, video_may_be_cut=True, num_frames=60)
+    assert "frames before it is damaged at 4 frames a second" in row["error_message"]
 
 
 @pytest.mark.parametrize("kind", ["missing", "truncated", "empty", "text"])

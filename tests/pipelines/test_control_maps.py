@@ -1,0 +1,223 @@
+"""Control maps on a real local Ray: made once for all rows, whoever dies; bad videos cost a row."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from musev.config import ClipRequest, ControlConfig
+from musev.errors import WeightsError
+from musev.media import read_video
+from musev.media.ffmpeg import run_ffmpeg
+from pipelines.control_maps import Detectors
+from pipelines.text_to_video import Graph, check_inputs_here, run_text_to_video
+from tests.pipelines.stand_ins import film, graph, picture, request
+from tests.real_ray import local_ray
+
+pytestmark = pytest.mark.timeout(240)
+
+DETECTORS = Detectors(
+    known={name: {"control": name} for name in ("canny", "hed")},
+    unusable={"hed": "control 'hed' needs ControlNetHED.pth. Put it into a folder"},
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_here() -> Iterator[None]:
+    with local_ray():
+        yield
+
+
+@dataclass(frozen=True)
+class CountingDetectors:
+    """Opens negatives that note what they look at, and take their process down as told."""
+
+    notes: Path
+    deaths: int = 0
+    """How often a process ends in the middle of frames that are brighter than 200."""
+
+    def __call__(self, name: str, config: ControlConfig, device: str) -> Any:
+        return _Counting(self)
+
+
+@dataclass(frozen=True)
+class _Counting:
+    told: CountingDetectors
+
+    def maps(self, frames_TYXC: np.ndarray) -> np.ndarray:
+        for _ in frames_TYXC:
+            with self.told.notes.open("a") as notes:
+                notes.write("frame\n")
+        deaths = self.told.notes.with_suffix(".deaths")
+        if frames_TYXC.max() > 200:
+            with deaths.open("a+") as file:
+                file.seek(0)
+                if len(file.read()) < self.told.deaths:
+                    file.write("x")
+                    file.flush()
+                    os._exit(9)
+        return 255 - frames_TYXC
+
+
+def wired(folder: Path, **detectors: Any) -> Graph:
+    folder.mkdir(exist_ok=True)
+    opens = CountingDetectors(folder / "seen", **detectors)
+    return graph(folder, detectors=DETECTORS, open_detector=opens)
+
+
+def following(name: str, video: str, **columns: Any) -> ClipRequest:
+    values = {"video": video, "control": ("canny",), "num_frames": 0, **columns}
+    return request(name, **values)
+
+
+def run(graph: Graph, *requests: ClipRequest) -> dict[str, dict[str, Any]]:
+    told: list[tuple[int, int, int]] = []
+    records = run_text_to_video(
+        graph,
+        requests,
+        [],
+        on_plan=lambda plan: lambda tally, view: None,
+        on_maps=lambda *counts: told.append(counts),
+    )
+    assert told == sorted(told)
+    return {record["request_id"]: record for record in records}
+
+
+def num_seen(folder: Path) -> int:
+    return len((folder / "seen").read_text().splitlines())
+
+
+def bad_videos(folder: Path) -> list[ClipRequest]:
+    """Rows with videos that are empty, no video, only sound, cut short, of one frame; and no
+    weights."""
+    long = film(folder / "long.mp4", 60)
+    (folder / "empty.mp4").touch()
+    (folder / "text.mp4").write_bytes(b"this is no video")
+    sound = ["-v", "error", "-f", "lavfi", "-i", "sine=d=1", str(folder / "sound.mp4")]
+    run_ffmpeg(sound, what="test")
+    fast = ["-v", "error", "-i", long, "-c", "copy", "-movflags", "faststart"]
+    run_ffmpeg([*fast, str(folder / "fast.mp4")], what="test")
+    data = (folder / "fast.mp4").read_bytes()
+    (folder / "cut.mp4").write_bytes(data[: len(data) * 3 // 4])
+    one, cut = film(folder / "one.mp4", 1), str(folder / "cut.mp4")
+    face = picture(folder / "face.png")
+    rows = [following(name, str(folder / f"{name}.mp4")) for name in ("empty", "text", "sound")]
+    return [
+        *rows,
+        following("cut", cut),
+        following("as far as it goes", cut, video_may_be_cut=True, seed=3),
+        following("one", one),
+        following("one with face", one, condition_image=face),
+        following("no weights", long, control=("hed",)),
+    ]
+
+
+REASONS = {
+    "empty": "the file is empty",
+    "text": "cannot be read as a video",
+    "sound": "sound.mp4",
+    "cut": "cut.mp4",
+    "one with face": "needs 2 at least",
+    "no weights": "needs ControlNetHED.pth. Put it into a folder",
+}
+
+
+def test_fifty_rows_share_one_driving_video_and_bad_videos_cost_their_rows(folder: Path) -> None:
+    video = film(folder / "dance.mp4", 6)
+    rows = [following(f"r{n}", video, seed=n, num_frames=1 + n % 6) for n in range(50)]
+    own = {"condition_image": picture(folder / "c.png", colour=205), "condition_has_own_map": True}
+    rows += [
+        following("own", video, num_frames=4, **own),
+        following("maps", video, num_frames=4, video_is_control=True, **own),
+    ]
+    graph = wired(folder)
+    records = run(graph, *rows, *bad_videos(folder))
+    assert {n for n, record in records.items() if record["status"] != "committed"} == set(REASONS)
+    for name, phrase in REASONS.items():
+        assert phrase in records[name]["error_message"], name
+    usable = records["as far as it goes"]["num_frames"]
+    assert 8 < usable < 60
+    assert records["one"]["num_frames"] == 1
+    # Six frames of the shared video, one picture, one frame, and what is left of the cut one.
+    assert num_seen(folder) == 6 + 1 + 1 + usable
+    # The stand-in paints each frame in its map's brightness: the clip followed the maps.
+    shown = {
+        name: [frame.mean() for frame in read_video(records[name]["video_uri"])]
+        for name in ("r5", "own", "maps")
+    }
+    assert shown["r5"] == pytest.approx([155 - 5 * n for n in range(6)], abs=3)
+    # Frame 0 is the picture's own; frame t follows frame t - 1 of the video, or its negative.
+    assert shown["own"][1:] == pytest.approx([155, 150, 145], abs=3)
+    assert shown["maps"][1:] == pytest.approx([100, 105, 110], abs=3)
+    record = next(r for r in graph.ledger.committed().values() if r["request_id"] == "r5")
+    (piece,) = record["control_maps"]["canny"]["pieces"]
+    assert Path(piece["uri"]).is_file()
+
+
+@pytest.mark.slow
+def test_a_second_run_makes_no_maps_that_are_there(folder: Path) -> None:
+    video = film(folder / "dance.mp4", 6)
+    run(wired(folder), following("first", video))
+    again = run(wired(folder), following("first", video), following("new", video, seed=77))
+    assert {record["status"] for record in again.values()} == {"committed"}
+    assert num_seen(folder) == 6
+
+
+@pytest.mark.faults
+def test_a_worker_that_dies_in_the_middle_loses_nothing(folder: Path) -> None:
+    video = film(folder / "bright.mp4", 12, colour=180)
+    record = run(wired(folder, deaths=2), following("r", video))["r"]
+    assert record["status"] == "committed"
+    shown = [frame.mean() for frame in read_video(record["video_uri"])]
+    assert shown == pytest.approx([75 - 5 * n for n in range(12)], abs=3)
+    assert (folder / "seen.deaths").read_text() == "xx"
+
+
+@pytest.mark.faults
+def test_frames_that_kill_every_worker_cost_their_rows_only(folder: Path) -> None:
+    deadly, good = film(folder / "deadly.mp4", colour=220), film(folder / "good.mp4")
+    rows = [following(f"d{n}", deadly, seed=n) for n in range(2)]
+    records = run(wired(folder, deaths=99), *rows, following("good", good), request("plain"))
+    assert {name: record["status"] for name, record in records.items()} == {
+        "d0": "quarantined",
+        "d1": "quarantined",
+        "good": "committed",
+        "plain": "committed",
+    }
+    assert records["d0"]["error_stage"] == "control"
+    assert "3 times while making control maps" in records["d0"]["error_message"]
+    healed = run_text_to_video(
+        wired(folder),
+        rows,
+        [],
+        retry_failed=True,
+        on_plan=lambda plan: lambda tally, view: None,
+    )
+    assert {record["status"] for record in healed} == {"committed"}
+
+
+def test_the_sample_is_named_by_what_decides_its_maps(folder: Path) -> None:
+    video = film(folder / "a.mp4")
+
+    def named(detectors: Detectors, *clips: ClipRequest) -> list[str]:
+        rows = check_inputs_here(graph(folder, detectors=detectors), clips)
+        return [row["sample_id"] for row in rows]
+
+    other = Detectors(known={"canny": {"control": "canny", "version": "2"}})
+    clip, plain = following("r", video), request("r")
+    assert named(DETECTORS, clip) != named(other, clip)
+    assert named(DETECTORS, plain) == named(other, plain)
+    maps = following("r", video, video_is_control=True)
+    assert named(DETECTORS, maps) == named(other, maps)
+    with pytest.raises(WeightsError, match="ControlNetHED"):
+        DETECTORS.of(following("r", video, control=("hed",)))
+    assert json.loads(
+        check_inputs_here(graph(folder, detectors=DETECTORS), [clip])[0]["media_digests"]
+    )
