@@ -414,7 +414,9 @@ def _encode_faces(
                 "that find faces. Name their folder in weights.face_models, or give "
                 "face_embedding."
             )
-        pictures_TYXC = _as_uint8(np.asarray(faces_TYXC))
+        pictures_TYXC = np.asarray(faces_TYXC)
+        if pictures_TYXC.dtype != np.uint8:  # generated before, 0..1
+            pictures_TYXC = pictures_TYXC.astype(np.float32) * 255
         faces_KD = parts.find(
             part_key("face", pictures_TYXC),
             lambda: torch.from_numpy(finder.find(pictures_TYXC)),
@@ -422,13 +424,6 @@ def _encode_faces(
     guided = request.sampling.guidance.active
     tokens_BLD = encode_faces(bundle.face_projection, faces_KD, with_unconditional=guided)
     return FacePrompt(tokens_BLD, scale=request.sampling.ip_adapter_face_scale)
-
-
-def _as_uint8(pictures_TYXC: np.ndarray) -> np.ndarray:
-    """What was generated before comes as floats in 0..1; the original cuts off, too."""
-    if pictures_TYXC.dtype == np.uint8:
-        return pictures_TYXC
-    return (pictures_TYXC * 255).clip(0, 255).astype(np.uint8)
 
 
 def _refuse_unusable_media(bundle: ModelBundle, request: ClipRequest) -> None:

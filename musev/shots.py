@@ -155,6 +155,7 @@ def _carry_on(
         for column, fixed in (
             ("reference_image", how.fixed_reference),
             ("ip_adapter_image", how.fixed_image_prompt),
+            ("face_image", how.fixed_face or media.face_image is None),
         )
         if not fixed
     }

@@ -429,8 +429,15 @@ def _base_paths(t2i: str, config: WeightsConfig) -> dict[str, Path]:
     return {
         "t2i_file": local_path(t2i),
         "tokenizer": local_path(config.t2i_config, "tokenizer"),
-        "scheduler": local_path(config.t2i_config, "scheduler"),
-    }
+    } | _optional_part(config.t2i_config, "scheduler")
+
+
+def _optional_part(base: str, name: str) -> dict[str, Path]:
+    try:
+        path = local_path(base, name)
+    except WeightsError:
+        return {}
+    return {name: path} if path.exists() else {}
 
 
 def bundle_folder(name: str) -> Path:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from musev.lora_choice import LoraFile, parse_lora
 from musev.models.bundle import ModelBundle
+from musev.models.faces import FaceFinder
 from musev.models.image_prompt import FaceIdProjection
 from musev.models.text_inversion import add_words, read_vectors
 from musev.models.unet import UNet3DConditionModel
@@ -37,6 +41,24 @@ def load_face_unet(name: str) -> UNet3DConditionModel:
     state = load_tensors(base / file) | load_tensors(folder / file)
     net.load_state_dict({key: value.float() for key, value in state.items()}, strict=True)
     return net.float().eval().requires_grad_(False)
+
+
+@dataclass
+class _Face:
+    normed_embedding: np.ndarray
+
+
+def recorded_finder(recorded: dict[str, Any]) -> FaceFinder | None:
+    """The stand-in that the cases were recorded with: mean red, green and blue times a matrix."""
+    matrix = recorded.get("in.face_matrix")
+    if matrix is None:
+        return None
+
+    def analyse(picture_YXC: np.ndarray) -> list[Any]:
+        mean_rgb = picture_YXC[..., ::-1].reshape(-1, 3).mean(axis=0) / 255
+        return [_Face(mean_rgb @ matrix.numpy())]
+
+    return FaceFinder(analyse)
 
 
 def with_adapters(bundle: ModelBundle, case: dict[str, Any]) -> ModelBundle:

@@ -18,7 +18,7 @@ DETECTION_SIDE = 640
 """Pixels of the square that faces are looked for in; upstream's ``det_size``."""
 
 Analyse = Callable[[np.ndarray], list[Any]]
-"""``picture_YXC``, uint8 BGR, to the faces found, each with ``normed_embedding``."""
+"""``picture_YXC``, BGR, 0..255, to the faces found, each with ``normed_embedding``."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class FaceFinder:
         """Embed the first face found in each picture.
 
         Args:
-            pictures_TYXC: uint8 RGB.
+            pictures_TYXC: RGB, 0..255: uint8, or float32 of a picture that was generated before,
+                which the original does not round either.
 
         Returns:
             ``faces_TD``: float32, of length one along D.

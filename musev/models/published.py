@@ -6,6 +6,7 @@ folder gives the U-Net's other half; the rest is optional (reference: ALGORITHM.
 
 from __future__ import annotations
 
+import functools
 import logging
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from musev.config import WeightsConfig
+from musev.config import ScheduleConfig, WeightsConfig
+from musev.errors import WeightsError
 from musev.models.image_prompt import FaceIdProjection, ImageProjection
 from musev.models.ip_adapter import (
     load_face_projection,
@@ -36,12 +38,22 @@ from musev.models.loading import (
     read_schedule,
 )
 from musev.models.reference import ReferenceNet2D
+from musev.models.single_file import (
+    TEXT_PREFIX,
+    UNET_PREFIX,
+    VAE_PREFIX,
+    read_single_file,
+    take_part,
+    unet_name,
+    vae_name,
+)
 from musev.models.unet import UNet3DConditionModel, released_config
 from musev.weights import (
     check_keys,
     find_weights,
     image_prompt_wins,
     load_state_dict,
+    local_path,
     published_paths,
     read_config,
     rename_ip_adapter,
@@ -137,22 +149,27 @@ def load_published(config: WeightsConfig, *, dtype: torch.dtype) -> dict[str, An
     paths = published_paths(config)
     prompt = read_adapter(paths["image_prompt"], "image_prompt") if "image_prompt" in paths else {}
     face = read_adapter(paths["face"], "face") if "face" in paths else {}
-    width = read_config(paths["t2i_unet"], where="t2i_unet").get("cross_attention_dim")
-    shared = {"layer_norm_eps": config.layer_norm_eps or 0.0}
+    shared: dict[str, Any] = {"layer_norm_eps": config.layer_norm_eps or 0.0}
+    width = _text_width(paths, config)
     if width is not None:
         # The original sets it on both networks; ReferenceNet's file is known to tell it wrongly.
         shared["cross_attention_dim"] = width
+    single = read_single_file(paths["t2i_file"]) if "t2i_file" in paths else None
     parts: dict[str, Any] = {
-        "schedule": read_schedule(paths["scheduler"]),
+        "schedule": read_schedule(paths["scheduler"]) if "scheduler" in paths else ScheduleConfig(),
         "tokenizer": load_tokenizer(paths["tokenizer"]),
-        "text_encoder": load_net(
-            CLIPTextModel, paths["text_encoder"], dtype=dtype, where="text_encoder"
-        ),
-        "vae": load_net(
-            AutoencoderKL, paths["vae"], dtype=torch.float32, where="vae", rename=rename_vae
-        ),
-        "unet": _load_unet(config, paths, shared, (prompt, face), dtype=dtype),
+        "unet": _load_unet(config, paths, shared, (prompt, face), single, dtype=dtype),
     }
+    if single is not None:
+        parts |= _load_single(single, paths, config, dtype=dtype)
+    else:
+        parts["text_encoder"] = load_net(
+            CLIPTextModel, paths["text_encoder"], dtype=dtype, where="text_encoder"
+        )
+    if "vae" in paths:
+        parts["vae"] = load_net(
+            AutoencoderKL, paths["vae"], dtype=torch.float32, where="vae", rename=rename_vae
+        )
     if "referencenet" in paths:
         parts["referencenet"] = load_net(
             ReferenceNet2D,
@@ -181,6 +198,7 @@ def _load_unet(
     paths: dict[str, Path],
     shared: dict[str, Any],
     adapters: tuple[dict[str, State], dict[str, State]],
+    single: State | None,
     *,
     dtype: torch.dtype,
 ) -> UNet3DConditionModel:
@@ -201,7 +219,10 @@ def _load_unet(
         renamed = rename_ip_adapter(face, net.state_dict(), face=True)
         state |= {renamed[key]: value for key, value in face.items()}
     check_keys(shapes_of(net.state_dict()), shapes_of(state), f"unet at {file}")
-    state |= read_t2i_unet(paths["t2i_unet"], net)
+    if single is None:
+        state |= read_t2i_unet(paths["t2i_unet"], net)
+    else:
+        state |= _take_unet(single, net, where=f"t2i_file at {paths['t2i_file']}")
     return fill(net, state, dtype=dtype, where=f"unet at {file}")
 
 
@@ -217,10 +238,64 @@ def read_t2i_unet(folder: Path, net: nn.Module) -> State:
     """
     file = find_weights(folder, where="t2i_unet")
     state = load_state_dict(file)
-    expected = {
+    check_keys(_image_half(net), shapes_of(state), f"t2i_unet at {file}")
+    return state
+
+
+def _image_half(net: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {
         key: shape
         for key, shape in shapes_of(net.state_dict()).items()
         if not any(mark in key for mark in MOTION_MARKS)
     }
-    check_keys(expected, shapes_of(state), f"t2i_unet at {file}")
-    return state
+
+
+def _take_unet(single: State, net: UNet3DConditionModel, *, where: str) -> State:
+    blocks = net.config.up_block_types
+    rename = functools.partial(
+        unet_name,
+        layers_per_block=net.config.layers_per_block,
+        plain_up_blocks=tuple(
+            number for number, kind in enumerate(blocks) if not kind.startswith("CrossAttn")
+        ),
+    )
+    return take_part(single, UNET_PREFIX, _image_half(net), rename, where=where)
+
+
+def _load_single(
+    single: State, paths: dict[str, Path], config: WeightsConfig, *, dtype: torch.dtype
+) -> dict[str, Any]:
+    """Text encoder and, unless another is named, VAE of a single file."""
+    where = f"t2i_file at {paths['t2i_file']}"
+    text = build_empty(
+        CLIPTextModel, _config_of(config, "text_encoder", _TEXT_ENCODER), where=where
+    )
+    state = take_part(
+        single,
+        TEXT_PREFIX,
+        shapes_of(text.state_dict()),
+        lambda key: key.removeprefix("text_model."),
+        where=where,
+    )
+    parts: dict[str, Any] = {"text_encoder": fill(text, state, dtype=dtype, where=where)}
+    if "vae" not in paths:
+        vae = build_empty(AutoencoderKL, _config_of(config, "vae", _VAE), where=where)
+        rename = functools.partial(vae_name, num_levels=len(vae.config.block_out_channels))
+        state = take_part(single, VAE_PREFIX, shapes_of(vae.state_dict()), rename, where=where)
+        parts["vae"] = fill(vae, state, dtype=torch.float32, where=where)
+    return parts
+
+
+def _config_of(config: WeightsConfig, part: str, published: dict[str, Any]) -> dict[str, Any]:
+    """Config of a part from the folder that stands by a single file, else the published sizes."""
+    assert config.t2i_config is not None
+    try:
+        return read_config(local_path(config.t2i_config, part), where=part)
+    except WeightsError:
+        return dict(published)
+
+
+def _text_width(paths: dict[str, Path], config: WeightsConfig) -> int | None:
+    if "t2i_unet" in paths:
+        return read_config(paths["t2i_unet"], where="t2i_unet").get("cross_attention_dim")
+    return _config_of(config, "text_encoder", _TEXT_ENCODER)["hidden_size"]

@@ -29,6 +29,7 @@ from musev.media import fit_image
 from musev.models.bundle import ModelBundle
 from musev.render import decode_segments, first_picture
 from musev.shots import Shot, denoise_shots
+from tests.adapter_goldens import recorded_finder, with_adapters
 from tests.goldens import GOLDENS, have_goldens, pipeline_case, require_goldens
 from tests.musev.test_render_parity import (
     SOLVERS,
@@ -40,7 +41,6 @@ from tests.musev.test_render_parity import (
 
 pytestmark = pytest.mark.parity
 
-NOT_YET = ("ip_adapter_face", "lora", "textual_inversion")
 # What the original cannot do and we can; other tests cover them.
 WITHOUT_NUMBERS = (
     "pred_t2v_ncond2_moving_ref_reference_fails",
@@ -55,10 +55,7 @@ def cases() -> list[Any]:
         return [pytest.param("missing")]
     names = []
     for path in sorted((GOLDENS / "pipeline" / "cases").glob("pred_*.json")):
-        case = json.loads(path.read_text())
-        if path.stem not in WITHOUT_NUMBERS and not any(
-            part in case["components"] for part in NOT_YET
-        ):
+        if path.stem not in WITHOUT_NUMBERS:
             names.append(path.stem)
     return names
 
@@ -72,6 +69,7 @@ def request_for(case: dict[str, Any], recorded: dict[str, Any]) -> ClipRequest:
             ("fixed_condition", "fix_condition_images", False),
             ("fixed_reference", "fixed_refer_image", True),
             ("fixed_image_prompt", "fixed_ip_adapter_image", True),
+            ("fixed_face", "fixed_refer_face_image", True),
             ("smooth_latents", "record_mid_video_latents", False),
             ("smooth_estimates", "record_mid_video_noises", False),
         )
@@ -101,6 +99,7 @@ def request_for(case: dict[str, Any], recorded: dict[str, Any]) -> ClipRequest:
         motion_speed=float(call.get("reader_sample_rate", 1)) if v2v else 8.0,
         histogram_match=call.get("need_hist_match", False),
         strength_counts=False,
+        ip_adapter_face_scale=call.get("ip_adapter_face_scale", 1.0),
         image_fit="upstream",
     )
     if "motion_speed" in call:
@@ -129,6 +128,7 @@ def media_of(request: ClipRequest, recorded: dict[str, Any]) -> ClipMedia:
         condition_image=frames_of(recorded, "condition_images"),
         reference_image=frames_of(recorded, "refer_image"),
         ip_adapter_image=frames_of(recorded, "ip_adapter_image"),
+        face_image=frames_of(recorded, "refer_face_image"),
     )
     if request.sampling.first_frame.origin == "noise":
         media = dataclasses.replace(media, condition_image=None)
@@ -175,15 +175,16 @@ class Driving:
         return ClipControl(nets, embedded, lambda _timestep: (1.0,) * len(nets))
 
 
-def bundle_of(case: dict[str, Any]) -> ModelBundle:
+def bundle_of(case: dict[str, Any], recorded: dict[str, Any]) -> ModelBundle:
     """Networks of a recorded run."""
     parts = case["components"]
-    return bundle_for(
+    bundle = bundle_for(
         case["unet"],
         referencenet=bool(parts.get("referencenet")),
         ip_adapter=bool(parts.get("ip_adapter")),
         zero_snr="zero_snr" in case["scheduler"],
     )
+    return dataclasses.replace(with_adapters(bundle, case), face_finder=recorded_finder(recorded))
 
 
 @pytest.mark.parametrize("name", cases())
@@ -191,7 +192,7 @@ def test_predictor_run(name: str) -> None:
     """Every step of every shot, and the frames of the finished video, equal the original's."""
     require_goldens()
     case, recorded = pipeline_case(name)
-    bundle, request = bundle_of(case), request_for(case, recorded)
+    bundle, request = bundle_of(case, recorded), request_for(case, recorded)
     driving = Driving(case, recorded, request) if "in.video" in recorded else None
     kind = case["components"].get("controlnet")
     control = driving.control(kind) if driving is not None and kind else None
