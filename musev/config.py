@@ -187,6 +187,8 @@ class SamplingConfig:
     ip_adapter_scale: float = 1.0
     ip_adapter_face_scale: float = 1.0
     """Weight of the face tokens; at or below 0 faces are left out."""
+    control_guess: bool = False
+    """Whether control works on the conditional half of guidance alone (diffusers' guess mode)."""
     prompt_from_image: bool = False
     """Whether image tokens take the place of the prompt, in a U-Net that has no branch for them."""
     strength: float = 1.0

@@ -21,6 +21,7 @@ from musev.models.attachments import (
     ConditionFrames,
     ControlResiduals,
     FramePositions,
+    PoseFeatures,
     TemporalOff,
     UNetConditioning,
 )
@@ -47,6 +48,8 @@ class ClipConditions:
     """Where the conditioning frames stand in the video; None: they are its first frames."""
     source_BCTHW: Tensor | None = None
     """Clean latents that the generated frames start from, float32; None: they start from noise."""
+    alone: int | None = None
+    """Which guidance half this is, where it is one alone: 0 unconditional, 1 conditional."""
     noise_state: Tensor | None = None
     """The original's generator after the draws of the first frame; None: at its beginning."""
 
@@ -69,6 +72,7 @@ class ClipConditions:
             network=dataclasses.replace(network, batch=self.network.batch // 2),
             text_BLD=cut(self.text_BLD),
             guided=False,
+            alone=index,
         )
 
 
@@ -134,11 +138,12 @@ class WindowDenoiser:
 
     def _control_of(
         self, joint_BCFHW: Tensor, timestep: float, numbers: tuple[int, ...]
-    ) -> tuple[ControlResiduals, ...]:
-        if self._control is None:
+    ) -> tuple[ControlResiduals | PoseFeatures, ...]:
+        if self._control is None or (self._control.guess and self._conditions.alone == 0):
             return ()
         found = self._control.residuals(joint_BCFHW, timestep, self._conditions.text_BLD, numbers)
-        return () if found is None else (found,)
+        poses = self._control.pose_features(timestep, numbers, batch=len(joint_BCFHW))
+        return tuple(each for each in (found, poses) if each is not None)
 
 
 class CarefulDenoiser:

@@ -34,9 +34,11 @@ from musev.media import (
     read_video,
     time_frames,
 )
-from musev.models.attachments import ControlResiduals
+from musev.models.attachments import ControlResiduals, PoseFeatures
 from musev.models.bundle import ModelBundle
-from musev.models.control import ControlNet, MultiControlNet
+from musev.models.control import ControlNet, MultiControlNet, PoseGuider
+from musev.models.trees import map_tensors
+from musev.weights import POSE_GUIDER
 
 EMBEDDED_BYTES = 512 * 2**20
 """Bound on the embedded frames kept for a clip and a network: 200 frames of 512x512 in half
@@ -58,7 +60,7 @@ class EmbeddedFrames:
 
     def __init__(
         self,
-        net: ControlNet,
+        net: ControlNet | PoseGuider,
         read: Callable[[int], np.ndarray],
         *,
         limit_bytes: int = EMBEDDED_BYTES,
@@ -103,24 +105,29 @@ class ClipControl:
 
     def __init__(
         self,
-        nets: Sequence[ControlNet],
+        nets: Sequence[ControlNet | PoseGuider],
         embedded: Sequence[Embedded],
         scales: Callable[[float], Sequence[float]],
         limits: Sequence[tuple[float, float]] = (),
+        *,
+        guess: bool = False,
     ) -> None:
         """Put networks and their frames together.
 
         Args:
-            nets: The networks; their residuals are added.
+            nets: The networks; the residuals of ControlNets, and the features of pose guiders, are
+                added up.
             embedded: The control frames of each network.
             scales: Timestep to the scale of each network; one at scale 0 is not run.
             limits: Shares of the steps between which each network takes part; see :meth:`during`.
+            guess: Control the conditional half of guidance alone, less in the upper layers.
         """
         self._nets = nets
-        self._net = MultiControlNet(nets)
+        self._net = MultiControlNet([net for net in nets if isinstance(net, ControlNet)])
         self._embedded = tuple(embedded)
         self._scales = scales
         self._limits = limits
+        self.guess = guess
 
     def during(self, timesteps: Sequence[float]) -> ClipControl:
         """Let networks set in and stop within these steps.
@@ -145,7 +152,7 @@ class ClipControl:
                 for scale, (start, end) in zip(self._scales(timestep), self._limits, strict=True)
             ]
 
-        return ClipControl(self._nets, self._embedded, scales)
+        return ClipControl(self._nets, self._embedded, scales, guess=self.guess)
 
     def residuals(
         self, noisy_BCFHW: Tensor, timestep: float, text_BLD: Tensor, frames: Sequence[int]
@@ -160,16 +167,47 @@ class ClipControl:
             frames: Number of each frame of the F axis within the finished video.
 
         Returns:
-            Residuals, or None if every scale is 0.
+            Residuals, or None if every scale is 0 or there is no ControlNet.
         """
-        dtype = noisy_BCFHW.dtype
-        return self._net(
+        halves = len(noisy_BCFHW)
+        if self.guess:
+            noisy_BCFHW, text_BLD = noisy_BCFHW[-1:], text_BLD[-1:]
+        own = [number for number, net in enumerate(self._nets) if isinstance(net, ControlNet)]
+        scales = self._scales(timestep)
+        found = self._net(
             rearrange(noisy_BCFHW, "b c f h w -> (b f) c h w"),
             timestep,
-            text_BLD.to(dtype),
-            [embedded(frames) for embedded in self._embedded],
-            scales=self._scales(timestep),
+            text_BLD.to(noisy_BCFHW.dtype),
+            [self._embedded[number](frames) for number in own],
+            scales=[scales[number] for number in own],
+            guess_mode=self.guess,
         )
+        if found is None or not self.guess or halves == 1:
+            return found
+        # Nothing for the unconditional half, which comes first.
+        return map_tensors(lambda half: torch.cat([torch.zeros_like(half), half]), found)
+
+    def pose_features(
+        self, timestep: float, frames: Sequence[int], *, batch: int
+    ) -> PoseFeatures | None:
+        """Features of the pose guiders for one window.
+
+        Args:
+            timestep: The step's.
+            frames: As of :meth:`residuals`.
+            batch: Clips or guidance halves of the window; all are given the same.
+
+        Returns:
+            Features, or None without a pose guider or where its scale is 0.
+        """
+        total: Tensor | None = None
+        for net, embedded, scale in zip(
+            self._nets, self._embedded, self._scales(timestep), strict=True
+        ):
+            if isinstance(net, PoseGuider) and scale:
+                found = scale * embedded(frames)
+                total = found if total is None else total + found
+        return None if total is None else PoseFeatures(total.repeat(batch, 1, 1, 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,7 +328,10 @@ def open_control(
             EmbeddedFrames(net, reader.read) for net, reader in zip(nets, readers, strict=True)
         ]
         limits = list(zip(request.control_start, request.control_end, strict=True))
-        yield ClipControl(nets, embedded, lambda _timestep: request.control_scale, limits)
+        guess = request.sampling.control_guess
+        yield ClipControl(
+            nets, embedded, lambda _timestep: request.control_scale, limits, guess=guess
+        )
 
 
 def _maps_of(
@@ -344,15 +385,18 @@ def fit_frame(request: ClipRequest, frame_YXC: np.ndarray) -> np.ndarray:
     )
 
 
-def _find_nets(bundle: ModelBundle, request: ClipRequest) -> list[ControlNet]:
+def _find_nets(bundle: ModelBundle, request: ClipRequest) -> list[ControlNet | PoseGuider]:
     where = f"request {request.request_id!r}"
     if not request.control:
         raise RequestError(
             f"{where}: a control video is given, but no ControlNet is named. Put its name into "
             "control."
         )
-    nets = []
+    nets: list[ControlNet | PoseGuider] = []
     for name in request.control:
+        if name == POSE_GUIDER and bundle.pose_guider is not None:
+            nets.append(bundle.pose_guider)
+            continue
         held = controlnet_for(name, bundle.controlnets)
         if held is None:
             raise RequestError(

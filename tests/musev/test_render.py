@@ -255,6 +255,8 @@ class NotesFrames:
     def __init__(self) -> None:
         self.asked: set[tuple[int, ...]] = set()
 
+    guess = False
+
     def during(self, timesteps: Sequence[float]) -> NotesFrames:
         assert len(timesteps) > 0
         return self
