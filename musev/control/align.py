@@ -2,9 +2,10 @@
 
 Each part of the driving person gets the length it has in the portrait, in every frame, and the neck
 of the chosen frame lands on the portrait's. Follows MusePose's ``pose_align`` (ALGORITHM.md 14)
-where that is right. Beyond it: missing points are not measured; parts that cannot be measured take
-the mean of the others, also those of infinite scale; faces turn with their heads; everybody in the
-frame is moved; and where the result would be a deformed figure it is refused.
+where that is right. Beyond it: missing points are not measured, nor are limbs that point at the
+camera; parts that cannot be measured take the mean of the others, also those of infinite scale;
+faces turn with their heads; everybody in the frame is moved; and where the result would be a
+deformed figure it is refused.
 
 Axes here: K keypoint. Lengths are in picture heights: x of :class:`Person` times the aspect (width
 over height) of its own picture.
@@ -64,8 +65,10 @@ _TREE: tuple[tuple[int, tuple[int, ...], str], ...] = (
 
 MIN_MEASURED = 3
 MAX_STRETCH = 4.0
-"""A part may be stretched so much more, or less, than the median part; people differ far less, so
-beyond it a limb points at the camera in one of the two pictures."""
+"""A ratio of lengths may be so much above or below the body's median. People differ far less:
+beyond it a limb points at the camera in one of the two pictures, and is not measured."""
+MAX_UNLIKELY = 2
+"""With more parts than this beyond :data:`MAX_STRETCH`, nothing can be said of the figure."""
 SAME_POSE = 0.02
 """Mean distance of joints, in picture heights, up to which two poses count as the same."""
 
@@ -114,21 +117,28 @@ def plan_alignment(
     Raises:
         RequestError: If the two cannot be compared, or a part would be deformed.
     """
-    measured = _measure(reference, first, reference_aspect, video_aspect)
-    finite = {name: scale for name, scale in measured.items() if _usable(scale)}
     for who, person in (("portrait", reference), ("driving video", first)):
         if _root(person.body_K3) is None:
             raise RequestError(
                 f"align: the {who} shows neither a neck nor both shoulders. Use a picture with the "
                 f"upper body in it, another first frame, or align=never."
             )
+    ratios = _measure(reference, first, reference_aspect, video_aspect)
+    likely, unlikely = _sort_out(ratios)
+    if len(unlikely) > MAX_UNLIKELY:
+        raise RequestError(
+            f"align: the figure would be deformed: {', '.join(unlikely)} differ more than "
+            f"{MAX_STRETCH:g}-fold from the rest of the body in their scales. Such limbs point at "
+            f"the camera, or are hidden, in the portrait or in the first frame. Use another first "
+            f"frame, another portrait, or align=never."
+        )
+    finite = _part_scales(likely)
     if len(finite) < MIN_MEASURED:
         raise RequestError(
             f"align: only {len(finite)} parts of the body can be measured in both the portrait and "
             f"the driving video ({', '.join(finite) or 'none'}), {MIN_MEASURED} are needed. Use a "
             f"portrait that shows more of the body, another first frame, or align=never."
         )
-    _refuse_deformed(finite)
     mean = float(np.mean(list(finite.values())))
     anchor_2 = _root(_lengths(first.body_K3, video_aspect))
     target_2 = _root(_lengths(reference.body_K3, reference_aspect))
@@ -144,71 +154,76 @@ def plan_alignment(
     )
 
 
-def _usable(scale: float | None) -> bool:
-    return scale is not None and math.isfinite(scale) and scale > 0
+_Ratios = dict[str, list[float]]
 
 
-def _refuse_deformed(scales: Mapping[str, float]) -> None:
-    middle = float(np.median(list(scales.values())))
-    worst = max(scales, key=lambda name: abs(math.log(scales[name] / middle)))
-    stretch = scales[worst] / middle
-    if not 1 / MAX_STRETCH <= stretch <= MAX_STRETCH:
-        raise RequestError(
-            f"align: {worst} would be scaled by {scales[worst]:.2f}, the body by {middle:.2f}: a "
-            f"deformed figure. It probably points at the camera, or is hidden, in the portrait or "
-            f"in the first frame. Use another first frame, another portrait, or align=never."
-        )
+def _sort_out(ratios: _Ratios) -> tuple[_Ratios, tuple[str, ...]]:
+    """Keep the ratios that a body can have; name the parts of which none is left."""
+    known = {
+        part: [ratio for ratio in those if 0 < ratio < math.inf] for part, those in ratios.items()
+    }
+    everything = [ratio for those in known.values() for ratio in those]
+    if not everything:
+        return known, ()
+    middle = float(np.median([np.mean(those) for those in known.values() if those]))
+    low, high = middle / MAX_STRETCH, middle * MAX_STRETCH
+    likely = {
+        part: [ratio for ratio in those if low <= ratio <= high] for part, those in known.items()
+    }
+    return likely, tuple(part for part in known if known[part] and not likely[part])
+
+
+def _part_scales(ratios: _Ratios) -> dict[str, float]:
+    """Mean of each part's ratios; the hands' mean counts as much as that of each half arm."""
+    scales = {part: float(np.mean(those)) for part, those in ratios.items() if those}
+    arms = [scales[part] for part in ("hand", "arm_upper", "arm_lower") if part in scales]
+    if arms:
+        scales["hand"] = sum(arms) / len(arms)
+    return scales
 
 
 def _measure(
     reference: Person, first: Person, reference_aspect: float, video_aspect: float
-) -> dict[str, float | None]:
-    """Scale of each part; None where a point is missing, not finite as the division gives it."""
+) -> _Ratios:
+    """Length ratios of each part where both pictures show it; 0 or infinite as they come."""
     bodies = (
         _lengths(reference.body_K3, reference_aspect),
         _lengths(first.body_K3, video_aspect),
     )
-    scales: dict[str, float | None] = {
-        name: _mean([_ratio(bodies, start, end) for start, end in pairs])
-        for name, pairs in _LENGTHS.items()
+    ratios: _Ratios = {
+        part: [_ratio(bodies, start, end) for start, end in pairs if _seen(bodies, start, end)]
+        for part, pairs in _LENGTHS.items()
     }
-    scales["body_len"] = _trunk_ratio(bodies)
-    knuckles = []
+    ratios["body_len"] = _trunk_ratios(bodies)
+    knuckles: list[float] = []
     for side in ("right_hand", "left_hand"):
         hands = (
             _lengths(reference.part(side), reference_aspect),
             _lengths(first.part(side), video_aspect),
         )
-        knuckles += [_ratio(hands, 0, knuckle) for knuckle in _KNUCKLES]
-    # A ratio of 0 does not count, as in the original.
-    of_hands = _mean([ratio for ratio in knuckles if ratio != 0])
-    scales["hand"] = _mean([of_hands, scales["arm_upper"], scales["arm_lower"]])
-    return scales
+        knuckles += [_ratio(hands, 0, k) for k in _KNUCKLES if _seen(hands, 0, k)]
+    # Single knuckles differ a lot when a hand turns: only their mean is looked at.
+    finite = [ratio for ratio in knuckles if 0 < ratio < math.inf]
+    ratios["hand"] = [sum(finite) / len(finite)] if finite else []
+    return ratios
 
 
-def _mean(ratios: list[float | None]) -> float | None:
-    known = [ratio for ratio in ratios if ratio is not None]
-    return sum(known) / len(known) if known else None
+def _seen(pair: tuple[np.ndarray, np.ndarray], *points: int) -> bool:
+    return all(points_K3[list(points), 2].min() > MIN_CONFIDENCE for points_K3 in pair)
 
 
-def _ratio(pair: tuple[np.ndarray, np.ndarray], start: int, end: int) -> float | None:
-    reference, video = pair
-    if min(*reference[[start, end], 2], *video[[start, end], 2]) <= MIN_CONFIDENCE:
-        return None
-    return _divide(
-        float(np.linalg.norm(reference[start, :2] - reference[end, :2])),
-        float(np.linalg.norm(video[start, :2] - video[end, :2])),
-    )
-
-
-def _trunk_ratio(bodies: tuple[np.ndarray, np.ndarray]) -> float | None:
-    lengths = []
-    for body_K3 in bodies:
-        if body_K3[[NECK, *_HIPS], 2].min() <= MIN_CONFIDENCE:
-            return None
-        hips = body_K3[list(_HIPS), :2].mean(axis=0)
-        lengths.append(float(np.linalg.norm(body_K3[NECK, :2] - hips)))
+def _ratio(pair: tuple[np.ndarray, np.ndarray], start: int, end: int) -> float:
+    lengths = [float(np.linalg.norm(p_K3[start, :2] - p_K3[end, :2])) for p_K3 in pair]
     return _divide(*lengths)
+
+
+def _trunk_ratios(bodies: tuple[np.ndarray, np.ndarray]) -> list[float]:
+    if not _seen(bodies, NECK, *_HIPS):
+        return []
+    hips = [body_K3[list(_HIPS), :2].mean(axis=0) for body_K3 in bodies]
+    necks = [body_K3[NECK, :2] for body_K3 in bodies]
+    lengths = [float(np.linalg.norm(n - h)) for n, h in zip(necks, hips, strict=True)]
+    return [_divide(*lengths)]
 
 
 def _divide(reference: float, video: float) -> float:

@@ -264,13 +264,31 @@ def test_nobody_stays_nobody() -> None:
         (without(figure(), 1, 2), figure(), "portrait shows neither a neck nor both shoulders"),
         (figure(), without(figure(), 1, 5), "driving video shows neither a neck"),
         (figure(), without(figure(), *range(2, 18)), r"only 1 parts .* \(neck\)"),
-        (figure(arm_lower=6), figure(), "arm_lower would be scaled by 6.00, the body by 1.00"),
-        (figure(), figure(leg_upper=5), "leg_upper would be scaled by 0.20"),
+        (
+            figure(arm_lower=6, leg_upper=6),
+            figure(neck=6),
+            "deformed: neck, arm_lower, leg_upper differ more than 4-fold",
+        ),
     ],
 )
 def test_what_would_be_deformed_is_refused(reference: Person, first: Person, phrase: str) -> None:
     with pytest.raises(RequestError, match=phrase):
         plan_square(reference, first)
+
+
+def test_a_limb_that_points_at_the_camera_is_not_measured() -> None:
+    first = figure()
+    body = first.body_K3.copy()
+    body[3, :2] = body[2, :2] + (0.001, 0.002)  # the right upper arm, seen from its end
+    pointing = Person.of(body, face_K3=first.face_K3)
+    plan = plan_square(figure(1.5, arm_upper=0.8), pointing)
+    assert plan.scales["arm_upper"] == pytest.approx(1.2), "measured on the other arm"
+    body[6, :2] = body[5, :2] + (0.001, 0.002)
+    plan = plan_square(figure(1.5, arm_upper=0.8), Person.of(body, face_K3=first.face_K3))
+    assert "arm_upper" not in plan.measured
+    assert 1.0 < plan.scales["arm_upper"] < 1.6
+    (found,) = align_people((first,), plan)
+    assert segment(found, 2, 3, 1.0) < 2 * segment(first, 2, 3, 1.0)
 
 
 def test_only_poses_that_differ_need_alignment() -> None:
