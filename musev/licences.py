@@ -149,7 +149,9 @@ def _told_beside(address: str) -> str | None:
     else:
         path = Path(address.removeprefix("file://"))
         folder = path if path.is_dir() else path.parent
-        bases = [str(folder)]
+        # A project's own licence says nothing of a file that somebody put into its folder.
+        is_project = (folder / "pyproject.toml").is_file() or (folder / ".git").exists()
+        bases = [str(folder)] if path.exists() and not is_project else []
     for base in bases:
         for name, read in (("README.md", _from_page), ("LICENSE", _from_licence)):
             text = _read(base, name)

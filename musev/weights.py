@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from musev.config import ClipRequest, WeightsConfig
 from musev.errors import WeightsError
-from musev.weight_store import is_remote, local_part
+from musev.weight_store import RECORD, is_remote, local_part
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +26,8 @@ _SHIPPED = Path(__file__).parent / "bundles"
 CONTROLNETS = "controlnets/"
 """Parts of this prefix are ControlNets; a clip's bytes depend on those it uses."""
 IMAGE_PROMPT_FILE = "ip_adapter_image_proj.bin"
+POSE_GUIDER = "pose_guider"
+"""Part, and the name by which a manifest's ``control`` has it read the maps like a ControlNet."""
 # Version of the recipe in musev/models/tiny.py: raise it when the random networks change.
 TINY_VERSION = "tiny-1"
 TINY_CONTROLNETS = ("openpose",)
@@ -405,6 +407,13 @@ def published_paths(config: WeightsConfig) -> dict[str, Path]:
         paths["vae"] = local_path(config.vae)
     if config.referencenet:
         paths["referencenet"] = local_path(config.referencenet, "referencenet")
+    elif config.reference_attention:
+        if "t2i_unet" not in paths:
+            raise WeightsError(
+                "weights.reference_attention needs weights.referencenet, or a weights.t2i that is "
+                f"a diffusers folder; {config.t2i} is a single file"
+            )
+        paths["referencenet"] = paths["t2i_unet"]
     if config.image_prompt and config.image_encoder:
         prompt = config.image_prompt
         is_file = Path(prompt).suffix != "" if is_remote(prompt) else not Path(prompt).is_dir()
@@ -503,7 +512,7 @@ def controlnet_part(name: str) -> str:
 
 
 def controlnet_names(config: WeightsConfig) -> tuple[str, ...]:
-    """Names of the ControlNets that these weights hold, without loading any.
+    """Names of the ControlNets, and the pose guider, that these weights hold; none is loaded.
 
     Args:
         config: Where the weights lie.
@@ -512,12 +521,14 @@ def controlnet_names(config: WeightsConfig) -> tuple[str, ...]:
         Sorted names.
     """
     held: Iterable[str] = ()
+    guider = config.pose_guider is not None
     if config.random_seed is not None:
         held = TINY_CONTROLNETS
     elif config.bundle is not None:
         parts = bundle_paths(bundle_folder(config.bundle))
         held = [part.removeprefix(CONTROLNETS) for part in parts if part.startswith(CONTROLNETS)]
-    return tuple(sorted({*held, *config.controlnets}))
+        guider = guider or POSE_GUIDER in parts
+    return tuple(sorted({*held, *config.controlnets, *([POSE_GUIDER] if guider else [])}))
 
 
 def digest_weights(config: WeightsConfig) -> dict[str, str]:
@@ -599,7 +610,8 @@ def digests_in_use(
         The entries of what the clip is rendered with.
     """
     nets = request.control if controlnets is None else controlnets
-    used = {controlnet_part(name) for name in nets}
+    used_names = set(nets)
+    used = {controlnet_part(name) for name in used_names}
     texts = (
         request.prompt,
         request.negative_prompt,
@@ -611,8 +623,8 @@ def digests_in_use(
             return any(name.removeprefix(EMBEDDINGS) in text for text in texts)
         if name == "face_models":
             return bool(request.pictures("face_image"))
-        if name == "pose_guider":
-            return bool(request.control) or request.video is not None
+        if name == POSE_GUIDER:
+            return POSE_GUIDER in used_names
         return name in used or not name.startswith(CONTROLNETS)
 
     return {name: digest for name, digest in digests.items() if counts(name)}
@@ -632,6 +644,7 @@ def _digest_extra(name: str, path: Path, config: WeightsConfig) -> str:
 def _digest_part(name: str, path: Path) -> str:
     if path.is_dir():
         files = {file.name: file for file in path.iterdir() if file.suffix in (".json", ".txt")}
+        files.pop(RECORD, None)  # of a copy: where it came from decides nothing
         if name not in ("tokenizer", "scheduler"):
             weights = find_weights(path, where=name)
             files[weights.name] = weights

@@ -208,6 +208,10 @@ class PoseGuider(ModelMixin, ConfigMixin):
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)
 
+    def embed_condition(self, images_RCYX: Tensor) -> Tensor:
+        """Compute the features of single pose frames, as :meth:`ControlNet.embed_condition`."""
+        return self(images_RCYX[:, :, None])[:, :, 0]
+
     def forward(self, poses_BCTYX: Tensor) -> Tensor:
         """Compute pose features.
 

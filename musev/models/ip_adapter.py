@@ -18,7 +18,7 @@ from torch import nn
 from musev.errors import WeightsError
 from musev.models.image_prompt import FaceIdProjection, ImageProjection, Resampler
 from musev.models.loading import State, build_empty, fill
-from musev.weights import load_groups
+from musev.weights import check_keys, load_groups
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +143,9 @@ def _resampler_config(state: State) -> dict[str, Any]:
 
 
 def _refuse_others(state: State, keys: tuple[str, ...], where: str) -> None:
-    if set(state) != set(keys):
+    if set(state) & set(keys):
+        check_keys(dict.fromkeys(keys, ()), dict.fromkeys(state, ()), where)
+    else:
         raise WeightsError(
             f"{where}: its image_proj is of an unknown kind; it holds "
             f"{', '.join(sorted(state)[:10])}. Plain, plus, plus-face, FaceID and MuseV's own "

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from musev.clip_front import ClipFacts, open_front
 from musev.conditions import ClipMedia, encode_conditions, fit_media
@@ -22,6 +24,7 @@ from musev.config import (
 )
 from musev.engine import ClipEngine
 from musev.errors import RequestError
+from musev.lora_choice import LoraFile, parse_lora
 from musev.media import join_segments, write_segment
 from musev.models.bundle import ModelBundle
 from musev.models.loading import DTYPES
@@ -223,3 +226,66 @@ def test_of_a_drawn_first_frame_others_share_what_it_does_not_decide(bundle: Mod
     engine.condition(dataclasses.replace(CLIP, seed=3), ClipMedia(reference_image=picture))
     uses = parts.counts.since(before)
     assert uses["image prompt"] == {"computed": 1, "reused": 0}, "of the picture that was drawn"
+
+
+def lora_files(folder: Path, bundle: ModelBundle) -> list[LoraFile]:
+    """Two files that change the same layer of the U-Net, each in its own way."""
+    layer = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q"
+    rows, columns = bundle.unet.get_parameter(f"{layer}.weight").shape
+    found = []
+    for number in range(2):
+        generator = torch.Generator().manual_seed(number)
+        module = "lora_unet_" + layer.replace(".", "_")
+        path = folder / f"style-{number}.safetensors"
+        save_file(
+            {
+                f"{module}.lora_down.weight": torch.randn(4, columns, generator=generator),
+                f"{module}.lora_up.weight": torch.randn(rows, 4, generator=generator),
+            },
+            path,
+        )
+        found.append(LoraFile(parse_lora(f"{path}:0.8"), path))
+    return found
+
+
+def test_clips_with_other_loras_take_turns_window_by_window(
+    bundle: ModelBundle, tmp_path: Path
+) -> None:
+    """Each clip gets the bits it would get on a worker of its own; none leaves a trace."""
+    engine = ClipEngine(bundle, ENCODER)
+    one, two = lora_files(tmp_path, bundle)
+    loras: list[tuple[LoraFile, ...]] = [(one,), (two, one), ()]
+    noisy = torch.randn(1, 4, 6, 8, 8, generator=torch.Generator().manual_seed(0))
+    window = (1, 2, 3, 4, 5, 6)
+    media = [dataclasses.replace(portrait(), loras=files) for files in loras]
+    conditions = [engine.condition(CLIP, each)[0] for each in media]
+    alone = []
+    for files, own in zip(loras, conditions, strict=True):
+        with engine.open_clip(CLIP, own, None, files) as denoise:
+            alone.append(denoise(noisy, 500.0, window))
+    assert not torch.equal(alone[0], alone[1])
+    assert not torch.equal(alone[0], alone[2])
+    plain = ClipEngine(make_tiny_bundle(0), ENCODER)
+    with plain.open_clip(CLIP, plain.condition(CLIP, portrait())[0], None) as denoise:
+        assert torch.equal(denoise(noisy, 500.0, window), alone[2])
+
+    with ExitStack() as stack:
+        opened = [
+            stack.enter_context(engine.open_clip(CLIP, own, None, files))
+            for files, own in zip(loras, conditions, strict=True)
+        ]
+        for turn in (0, 1, 2, 1, 0, 0, 2):
+            assert torch.equal(opened[turn](noisy, 500.0, window), alone[turn])
+    assert bundle.loras.num_merges == 2
+
+
+def test_a_whole_clip_with_loras_is_its_pieces(bundle: ModelBundle, tmp_path: Path) -> None:
+    engine = ClipEngine(bundle, ENCODER)
+    media = dataclasses.replace(portrait(), loras=tuple(lora_files(tmp_path, bundle)))
+    engine.render(CLIP, media, tmp_path / "a.mp4", lambda *_: None)
+    engine.render(CLIP, portrait(), tmp_path / "plain.mp4", lambda *_: None)
+    engine.render(CLIP, media, tmp_path / "b.mp4", lambda *_: None)
+    first, plain, again = (
+        (tmp_path / name).read_bytes() for name in ("a.mp4", "plain.mp4", "b.mp4")
+    )
+    assert first == again != plain

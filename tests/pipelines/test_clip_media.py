@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from musev.errors import MediaError
+from musev.lora_choice import parse_lora
 from pipelines.clip_media import open_media
 from tests.pipelines.stand_ins import film, graph, picture, request
 
@@ -82,3 +83,17 @@ def test_a_control_video_may_have_the_condition_images_map_in_front(tmp_path: Pa
         assert media["maps"].video == media["video"]
         assert media["maps"].open_piece is None
         assert list(media["maps"].front) == ["canny"]
+
+
+def test_lora_files_stay_as_long_as_the_body(tmp_path: Path) -> None:
+    wired = graph(tmp_path)
+    (tmp_path / "style.safetensors").write_bytes(b"factors")
+    choice = parse_lora(f"{(tmp_path / 'style.safetensors').as_uri()}:0.5")
+    clip = request("r", loras=(choice,))
+    with wired.cache.open_file(choice.file) as (digest, _):
+        digests = json.dumps({"loras.0": digest})
+    with open_media(wired.cache, clip, digests) as media:
+        (file,) = media["loras"]
+        assert (file.choice, file.digest) == (choice, digest)
+        assert file.path.read_bytes() == b"factors"
+    assert not file.path.exists()

@@ -25,8 +25,8 @@ from musev.control.clip_control import (
 from musev.errors import MediaError, RequestError
 from musev.media import write_lossless, write_segment
 from musev.models.bundle import ModelBundle
-from musev.models.control import ControlNet
-from musev.models.tiny import make_tiny_bundle
+from musev.models.control import ControlNet, PoseGuider
+from musev.models.tiny import LEVELS, make_tiny_bundle, randomize
 
 SIDE = 32
 
@@ -254,3 +254,31 @@ def test_every_so_manieth_frame_of_a_video(video: Path) -> None:
             assert abs(int(store.read(place).astype(int).mean()) - 50 * place) <= 2
         with pytest.raises(MediaError, match="only 5"):
             store.read(5)
+
+
+def test_a_pose_guider_stands_in_for_a_controlnet(bundle: ModelBundle) -> None:
+    """Its features are those of the network itself, at its scale, the same for both halves."""
+    guider = randomize(
+        PoseGuider(conditioning_embedding_channels=LEVELS[0], block_out_channels=(4, 4, 8, 8)),
+        seed=0,
+        prefix="pose_guider",
+    )
+    dressed = dataclasses.replace(bundle, pose_guider=guider)
+    pictures = {0: control_map(0), 1: control_map(1)}
+    control = ClipControl(
+        [guider], [EmbeddedFrames(guider, pictures.__getitem__)], lambda timestep: (timestep,)
+    )
+    noisy, text = torch.zeros(2, 4, 2, SIDE // 8, SIDE // 8), torch.zeros(2, 77, 32)
+    assert control.residuals(noisy, 1.0, text, (0, 1)) is None
+    assert control.pose_features(0.0, (0, 1), batch=2) is None
+    found = control.pose_features(0.5, (0, 1), batch=2)
+    assert found is not None
+    stacked = torch.from_numpy(np.stack([pictures[0], pictures[1]])).permute(3, 0, 1, 2) / 255
+    expected = guider(stacked[None])[0].transpose(0, 1)
+    torch.testing.assert_close(found.features_RCHW, 0.5 * expected.repeat(2, 1, 1, 1))
+
+    with pytest.raises(RequestError, match="no ControlNet 'pose_guider'"):
+        with open_control(bundle, request(control=("pose_guider",)), Path("maps.mp4")):
+            pass
+    with open_control(dressed, request(control=("pose_guider",)), Path("maps.mp4")) as opened:
+        assert opened is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from musev.control.person import PoseVideo, write_poses
+from musev.lora_choice import LoraChoice
 from pipelines.control_maps import Detectors
 from pipelines.outcomes import unsampled_id
 from pipelines.rows import request_from_json, request_to_json
@@ -187,3 +189,36 @@ def test_an_unknown_error_fails_the_row_too_and_keeps_its_traceback(tmp_path: Pa
     assert row["error_class"] == "ZeroDivisionError"
     assert "--retry-failed" in row["error_message"]
     assert "name_sample" in row["error_traceback"]
+
+
+def lora(path: Path, key: str = "lora_unet_x.lora_up.weight", value: int = 0) -> LoraChoice:
+    """Write a file by hand: what it may hold besides its keys is of no interest here."""
+    header = json.dumps({key: {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes([value]))
+    return LoraChoice(file=path.as_uri())
+
+
+def test_a_lora_counts_by_its_content(tmp_path: Path) -> None:
+    one = check(tmp_path, loras=(lora(tmp_path / "a.safetensors"),))
+    assert one["status"] == "ready"
+    assert set(json.loads(one["media_digests"])) == {"loras.0"}
+    moved = check(tmp_path, loras=(lora(tmp_path / "b.safetensors"),))
+    other = check(tmp_path, loras=(lora(tmp_path / "c.safetensors", value=1),))
+    half = dataclasses.replace(lora(tmp_path / "b.safetensors"), strength=0.5)
+    weaker = check(tmp_path, loras=(half,))
+    plain = check(tmp_path)
+    assert one["sample_id"] == moved["sample_id"]
+    assert len({row["sample_id"] for row in (one, other, weaker, plain)}) == 4
+
+
+def test_what_is_no_lora_is_told_before_a_gpu_is_held(tmp_path: Path) -> None:
+    for choice, phrase in (
+        (lora(tmp_path / "unet.safetensors", key="conv_in.weight"), "holds no LoRA"),
+        (LoraChoice(file=(tmp_path / "gone.safetensors").as_uri()), "gone.safetensors"),
+    ):
+        row = check(tmp_path, loras=(choice,))
+        assert row["status"] == "failed"
+        assert phrase in row["error_message"]
+    (tmp_path / "cut.safetensors").write_bytes(b"\x10")
+    row = check(tmp_path, loras=(LoraChoice(file=(tmp_path / "cut.safetensors").as_uri()),))
+    assert "damaged or truncated" in row["error_message"]
