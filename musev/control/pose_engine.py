@@ -45,8 +45,8 @@ def open_pose_engine(name: str, weights: Mapping[str, str], *, device: str = "cp
         The engine.
 
     Raises:
-        ConfigError: If there is no such engine.
-        WeightsError: If weights or packages are missing; it says what to put where.
+        ConfigError: If there is no such engine. Missing weights or packages raise a WeightsError
+            that says what to put where.
     """
     place = weights.get(name, weights.get(ANNOTATORS))
     if name == "embedded":
