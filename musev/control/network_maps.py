@@ -6,9 +6,11 @@ Axes here: T frame, Y X pixel rows and columns, C channel.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import pickle
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,11 @@ _CLASSES: Mapping[str, str] = {
 """Class of controlnet_aux for each detector with weights."""
 
 _SAM_TYPES = {"sam": "vit_h", "mobile_sam": "vit_t"}
+_UNLOADABLE = (
+    *(RuntimeError, KeyError, ValueError, TypeError, AttributeError, EOFError, OSError),
+    pickle.UnpicklingError,
+)
+"""What loading a damaged or a wrong file raises; which of them depends on the detector."""
 
 
 def open_network(
@@ -68,13 +75,13 @@ def open_network(
     if detector == "zoe":
         _check_zoe(library, first)
     try:
-        with _quiet_loading():
+        with _loading():
             if detector in _SAM_TYPES:
                 arguments = {"model_type": _SAM_TYPES[detector], "filename": first.name}
                 net = kind.from_pretrained(str(first.parent), **arguments)
             else:
                 net = kind.from_pretrained(str(_one_folder(files)))
-    except (RuntimeError, KeyError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
+    except _UNLOADABLE as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise WeightsError(
             f"{named} did not load as {detector} ({type(error).__name__}: {lines[0][:300]}). "
@@ -90,23 +97,38 @@ def _one_folder(files: Mapping[str, Path]) -> Path:
     folders = {path.parent for path in files.values()}
     if len(folders) == 1:
         return folders.pop()
-    joined = next(iter(files.values())).parent / "joined"
+    places = hashlib.sha256("\0".join(map(str, files.values())).encode()).hexdigest()
+    joined = next(iter(files.values())).parent / f"with-{places[:16]}"
     joined.mkdir(exist_ok=True)
     for name, path in files.items():
         with contextlib.suppress(FileExistsError):
-            (joined / name).symlink_to(path)
+            (joined / name).symlink_to(path.resolve())
     return joined
 
 
+_LOADING = threading.Lock()
+
+
 @contextlib.contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """Hide this process's arguments, which LeReS's loading parses, and what networks print."""
-    arguments, sys.argv = sys.argv, sys.argv[:1]
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
+def _loading() -> Iterator[None]:
+    """Make controlnet_aux's loading safe here, for one thread at a time.
+
+    This program's arguments are hidden, because LeReS parses them; what networks print is dropped;
+    and files that were saved on a GPU are read onto the CPU, which some detectors do not ask for.
+    """
+    import torch
+
+    with _LOADING, contextlib.redirect_stdout(io.StringIO()):
+        arguments, load = sys.argv, torch.load
+
+        def load_onto_cpu(*given: Any, **named: Any) -> Any:
+            return load(*given, **{"map_location": "cpu", **named})
+
+        sys.argv, torch.load = arguments[:1], load_onto_cpu
+        try:
             yield
-    finally:
-        sys.argv = arguments
+        finally:
+            sys.argv, torch.load = arguments, load
 
 
 def _frame_map(net: Any, options: Mapping[str, bool]) -> FrameMap:
@@ -128,10 +150,10 @@ def _check_zoe(library: Any, path: Path) -> None:
 
     zoe = sys.modules[library.ZoeDetector.__module__]
     try:
-        with torch.device("meta"), _quiet_loading():
+        with torch.device("meta"), _loading():
             net = zoe.ZoeDepth.build_from_config(zoe.get_config("zoedepth", "infer"))
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["model"]
-    except (RuntimeError, KeyError, EOFError, OSError, pickle.UnpicklingError) as error:
+    except _UNLOADABLE as error:
         raise WeightsError(f"{path} did not load as zoe ({error}). Copy it again.") from error
     missing = sorted(set(net.state_dict()) - set(found))
     if missing:

