@@ -385,7 +385,10 @@ def encode_reference(
     assert bundle.referencenet is not None
     latents_BCTHW = encode_frames(bundle.vae, reference_TYXC).to(bundle.dtype)
     latents_BCTHW = latents_BCTHW.expand(told_BLD.shape[0], -1, -1, -1, -1)
-    return bundle.referencenet(latents_BCTHW, told_BLD.to(bundle.dtype), timestep=0)
+    features = bundle.referencenet(latents_BCTHW, told_BLD.to(bundle.dtype), timestep=0)
+    if bundle.unet.config.need_refer_emb:
+        return features
+    return dataclasses.replace(features, down=(), mid=None)  # this U-Net's self attention reads it
 
 
 def _encode_faces(

@@ -248,6 +248,9 @@ class WeightsConfig:
         "musev_referencenet"
     )
     referencenet: str | None = None
+    reference_attention: bool = False
+    """Whether self attention reads the reference too ("reference-only"): of ReferenceNet's layers,
+    or, without a ReferenceNet, of the base model's own U-Net."""
     image_prompt: str | None = None
     image_encoder: str | None = None
     vae: str | None = None

@@ -107,7 +107,10 @@ class ModelBundle:
     @property
     def takes_references(self) -> bool:
         """Whether there is a ReferenceNet and the U-Net reads its features."""
-        return self.referencenet is not None and bool(self.unet.config.need_refer_emb)
+        if self.referencenet is None:
+            return False
+        own = self.referencenet.config.need_self_attn_block_embs
+        return bool(self.unet.config.need_refer_emb or own)
 
     @property
     def takes_image_prompts(self) -> bool:

@@ -171,12 +171,8 @@ def load_published(config: WeightsConfig, *, dtype: torch.dtype) -> dict[str, An
             AutoencoderKL, paths["vae"], dtype=torch.float32, where="vae", rename=rename_vae
         )
     if "referencenet" in paths:
-        parts["referencenet"] = load_net(
-            ReferenceNet2D,
-            paths["referencenet"],
-            dtype=dtype,
-            where="referencenet",
-            overrides=shared | {"need_block_embs": True, "need_self_attn_block_embs": False},
+        parts["referencenet"] = _load_referencenet(
+            paths["referencenet"], shared, attention=config.reference_attention, dtype=dtype
         )
     if prompt:
         parts["image_projection"] = load_image_projection(
@@ -191,6 +187,22 @@ def load_published(config: WeightsConfig, *, dtype: torch.dtype) -> dict[str, An
     if face:
         parts["face_projection"] = load_face_projection(paths["face"], face, dtype=dtype)
     return parts
+
+
+def _load_referencenet(
+    folder: Path, shared: dict[str, Any], *, attention: bool, dtype: torch.dtype
+) -> ReferenceNet2D:
+    """A ReferenceNet, or a base model's U-Net as one: what lies behind its last layer is left."""
+    overrides = shared | {"need_block_embs": True, "need_self_attn_block_embs": attention}
+    where = "referencenet"
+    if not attention:
+        return load_net(ReferenceNet2D, folder, dtype=dtype, where=where, overrides=overrides)
+    config = read_config(folder, where=where) | overrides
+    net = build_empty(ReferenceNet2D, config, where=f"{where} at {folder}")
+    file = find_weights(folder, where=where)
+    wanted = net.state_dict().keys()
+    state = {key: value for key, value in load_state_dict(file).items() if key in wanted}
+    return fill(net, state, dtype=dtype, where=f"{where} at {file}")
 
 
 def _load_unet(

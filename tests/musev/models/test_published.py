@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from musev.config import ScheduleConfig, WeightsConfig
+from musev.conditions import ClipMedia, encode_conditions
+from musev.config import (
+    ClipRequest,
+    FirstFrameConfig,
+    SamplingConfig,
+    ScheduleConfig,
+    WeightsConfig,
+)
 from musev.errors import WeightsError
 from musev.models.bundle import ModelBundle, load_bundle
 from musev.models.published import MOTION_MARKS, build_released
 from musev.models.tiny import make_tiny_bundle
-from musev.weights import digest_weights
+from musev.render import denoise_request
+from musev.weights import digest_weights, published_paths
 from tests.goldens import GOLDENS, require_goldens
 from tests.musev.models.published_layout import SCHEDULER, write_config, write_published
 
@@ -276,3 +286,61 @@ def test_released_sizes_are_those_of_the_published_files() -> None:
     assert millions["image_encoder"] == pytest.approx(632.08, abs=0.01)
     assert millions["image_projection"] == pytest.approx(3.15, abs=0.01)
     assert set(least) == {"unet", "vae", "text_encoder"}
+
+
+@pytest.mark.parametrize("own_network", [True, False])
+def test_self_attention_reads_a_reference_without_reference_weights(
+    tiny: ModelBundle, tmp_path: Path, own_network: bool
+) -> None:
+    """Reference-only: the base model looks at the picture, with fuse layers beside it or not."""
+    config = write_published(tiny, tmp_path)
+    flat = {
+        "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+    }
+    sizes = ("block_out_channels", "layers_per_block", "attention_head_dim", "cross_attention_dim")
+    given = {name: tiny.unet.config[name] for name in sizes}
+    write_config(tmp_path / "t2i/tiny/unet", given | flat | {"norm_num_groups": 32})
+    only = dataclasses.replace(config, referencenet=None, reference_attention=True)
+    bundle = load_bundle(only)
+    assert bundle.takes_references
+    if not own_network:
+        unet = bundle.unet.from_config(dict(bundle.unet.config) | {"need_refer_emb": False})
+        state = {k: v for k, v in bundle.unet.state_dict().items() if k in unet.state_dict()}
+        unet.load_state_dict(state)
+        bundle = dataclasses.replace(bundle, unet=unet.eval().requires_grad_(False))
+        assert bundle.takes_references
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (1, 64, 64, 3)).astype(np.uint8) for _ in range(2)]
+    request = ClipRequest(
+        request_id="r",
+        prompt="a",
+        num_frames=4,
+        fps=8,
+        width=64,
+        height=64,
+        seed=1,
+        profile="p",
+        sampling=SamplingConfig(num_steps=1, first_frame=FirstFrameConfig(origin="noise")),
+    )
+    with torch.inference_mode():
+        seen = []
+        for picture in (*pictures, np.concatenate(pictures), None):
+            media = ClipMedia(reference_image=picture)
+            conditions = encode_conditions(bundle, request, media)
+            seen.append(denoise_request(bundle, request, conditions))
+    for one, other in itertools.combinations(seen, 2):
+        assert torch.isfinite(one).all()
+        assert not torch.equal(one, other)
+
+
+def test_a_single_file_is_no_reference(tmp_path: Path) -> None:
+    """It has no folder to read the U-Net from; the error says what to give instead."""
+    config = WeightsConfig(
+        t2i=str(tmp_path / "base.safetensors"),
+        t2i_config=str(tmp_path),
+        motion=str(tmp_path),
+        reference_attention=True,
+    )
+    with pytest.raises(WeightsError, match=r"weights\.referencenet"):
+        published_paths(config)
