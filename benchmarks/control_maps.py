@@ -27,6 +27,7 @@ from musev.errors import WeightsError
 
 MIN_SECONDS = 1.0
 MAX_FRAMES = 40
+MAX_COLORS = 4096
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,22 @@ def draw_sheet(frame_YXC: np.ndarray, found: list[Measured], columns: int) -> Im
     for number, (names, picture) in enumerate(cells.values()):
         x = gap + number % columns * (width + gap)
         y = gap + number // columns * (height + label + gap)
-        sheet.paste(Image.fromarray(picture), (x, y))
+        sheet.paste(few_colors(Image.fromarray(picture)), (x, y))
         text = ["picture", *names] if number == 0 else names
         for line in range(0, len(text), 2):
             shown = ", ".join(text[line : line + 2])
             pen.text((x, y + height + 2 + line // 2 * 15), shown, fill="black", font=font)
     return sheet
+
+
+def few_colors(picture: Image.Image) -> Image.Image:
+    """Fewer colours where there are many or only greys, so that the file is small."""
+    colors = picture.getcolors(MAX_COLORS)
+    grey = colors is not None and all(len(set(color)) == 1 for _, color in colors)
+    if colors is not None and not grey:
+        return picture
+    count = 16 if grey else 64
+    return picture.quantize(count, dither=Image.Dither.NONE).convert("RGB")
 
 
 def main() -> None:
@@ -92,7 +103,7 @@ def main() -> None:
     parser.add_argument("--names", nargs="*", default=list(CONTROLS), help="control names")
     parser.add_argument("--weights", nargs="*", default=[], help="NAME=FOLDER, as control.weights")
     parser.add_argument("--sheet", type=Path, help="write a picture of all maps here")
-    parser.add_argument("--sheet-height", type=int, default=264)
+    parser.add_argument("--sheet-height", type=int, default=248)
     parser.add_argument("--columns", type=int, default=7)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -120,9 +131,7 @@ def main() -> None:
             if i.map_YXC is not None
         ]
         shown = [Measured(i.name, small) if i.name == "tile" else i for i in shown]
-        sheet = draw_sheet(small, shown, options.columns)
-        # A palette halves the file; flat colours of skeletons and edges survive it.
-        sheet.quantize(256, dither=Image.Dither.NONE).save(options.sheet, optimize=True)
+        draw_sheet(small, shown, options.columns).save(options.sheet, optimize=True)
 
 
 if __name__ == "__main__":

@@ -130,6 +130,7 @@ def test_readme_lists_exactly_the_profiles() -> None:
         "README.md",
         "CONTRIBUTING.md",
         "docs/architecture.md",
+        "docs/control.md",
         "docs/datasets.md",
         "docs/from-musev.md",
         "docs/goldens.md",
