@@ -31,9 +31,12 @@ from jobs._cli import (
     ROWS_FAILED,
     TROUBLE,
     USAGE,
-    WORKERS,
+    DryRunOption,
+    LicenceOption,
     ProfileOption,
+    RetryOption,
     SetOption,
+    WorkersOption,
     errors_as_status,
     load_settings,
     run_app,
@@ -78,20 +81,15 @@ def from_musev(
     ] = ".",
     profile: ProfileOption = "upstream",
     changes: SetOption = None,
-    workers: Annotated[
-        str | None,
-        typer.Option("--workers", metavar=WORKERS, help="Render workers, as text-to-video has."),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done, without starting Ray.")
-    ] = False,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Try rows again that failed in an earlier run.")
-    ] = False,
+    workers: WorkersOption = None,
+    dry_run: DryRunOption = False,
+    retry_failed: RetryOption = False,
+    require_licence: LicenceOption = None,
 ) -> None:
     """Run a command line of the original MuseV."""
     more = [*(["--workers", workers] if workers else []), *(["--dry-run"] if dry_run else [])]
     more += ["--retry-failed"] if retry_failed else []
+    more += ["--require-licence", require_licence] if require_licence else []
     with errors_as_status(), ExitStack() as stack:
         command = read_command(original)
         translation = translate(

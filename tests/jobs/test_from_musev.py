@@ -88,6 +88,7 @@ def test_the_set_of_flags_changes_only_on_purpose() -> None:
         "--workers",
         "--dry-run",
         "--retry-failed",
+        "--require-licence",
     }
 
 
