@@ -24,6 +24,7 @@ _PUBLISHED = WeightsConfig(
     image_prompt="checkpoints/motion/musev_referencenet/ip_adapter_image_proj.bin",
     image_encoder="checkpoints/IP-Adapter/models/image_encoder",
     vae="checkpoints/vae/sd-vae-ft-mse",
+    loras={"lcm": "checkpoints/lcm/lcm-lora-sdv1-5/pytorch_lora_weights.safetensors"},
 )
 
 PROFILES: dict[str, Profile] = {

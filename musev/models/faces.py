@@ -83,8 +83,7 @@ def open_face_finder(folder: str) -> FaceFinder:
         ) from None
     try:
         analysis = FaceAnalysis(
-            name=path.name,
-            root=str(_root_of(path)),
+            name=str(path.resolve()),
             allowed_modules=["detection", "recognition"],
             providers=["CPUExecutionProvider"],
         )
@@ -96,10 +95,3 @@ def open_face_finder(folder: str) -> FaceFinder:
     if "recognition" not in analysis.models:
         raise WeightsError(f"face_models: {path} holds no recognition model, only {models}")
     return FaceFinder(analysis.get)
-
-
-def _root_of(pack: Path) -> Path:
-    """Insightface looks for ``root/models/NAME``."""
-    if pack.parent.name != "models":
-        raise WeightsError(f"face_models: {pack} must lie in a folder called models")
-    return pack.parent.parent

@@ -61,7 +61,27 @@ def test_the_set_of_flags_changes_only_on_purpose() -> None:
         "--workers",
         "--dry-run",
         "--retry-failed",
+        "--require-licence",
     }
+
+
+def test_a_licence_that_is_required_is_checked_before_anything_is_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"request_id": "a", "prompt": "a coat", "loras": [f"{tmp_path}/style.safetensors"]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    (tmp_path / "style.safetensors").touch()
+    wanted = ("--dry-run", "--require-licence", "commercial")
+    assert main(job(tmp_path, "rows.jsonl", *wanted)) == 2
+    told = capsys.readouterr().err
+    assert "style.safetensors (unknown)" in told
+    assert "random" not in told  # of the networks themselves one is known
+    assert not (tmp_path / "out").exists()
+    assert main(job(tmp_path, "rows.jsonl", "--dry-run", "--require-licence", "any")) == 2
+    assert "must be commercial" in capsys.readouterr().err
+    (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    main(job(tmp_path, "rows.jsonl", *wanted))
+    assert "no licence" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -336,3 +356,62 @@ def test_a_second_run_renders_nothing_and_a_mended_row_is_taken_up(
     assert "conditions     4 computed, 0 reused" in again.stdout, "of this run"
     failures = (folder / "out" / "failures").glob("*.json")
     assert "missing" not in {json.loads(path.read_text())["request_id"] for path in failures}
+
+
+def write_style(path: Path, seed: int) -> None:
+    """A LoRA file that changes one layer of the shipped network."""
+    import torch
+    from safetensors.torch import save_file
+
+    from musev.config import WeightsConfig
+    from musev.models.bundle import load_bundle
+
+    layer = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_q"
+    unet = load_bundle(WeightsConfig(bundle="package:mini")).unet
+    rows, columns = unet.get_parameter(f"{layer}.weight").shape
+    generator = torch.Generator().manual_seed(seed)
+    module = "lora_unet_" + layer.replace(".", "_")
+    factors = {
+        f"{module}.lora_down.weight": torch.randn(4, columns, generator=generator),
+        f"{module}.lora_up.weight": torch.randn(rows, 4, generator=generator),
+    }
+    save_file(factors, path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_rows_with_loras_of_their_own_share_a_worker_without_a_trace(tmp_path: Path) -> None:
+    """Long and short rows with two files, one or none: each as if it were rendered alone."""
+    for seed in range(2):
+        write_style(tmp_path / f"style-{seed}.safetensors", seed)
+    common = {"prompt": "a woman smiles", "seed": 3}
+    choices = {"none": [], "one": ["style-0.safetensors:0.8"], "both": ["style-1.safetensors",
+               "style-0.safetensors:0.8:OUTALL"]}  # fmt: skip
+    rows = [
+        {"request_id": f"{name}-{frames}", "loras": loras, "num_frames": frames, **common}
+        for frames in (18, 4)
+        for name, loras in choices.items()
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    done = status_of(job(tmp_path, "rows.jsonl", "--workers", "1"))
+    assert done.returncode == 0, done.stderr
+    found = results(tmp_path)
+    assert len({row["sha256"] for row in found.values()}) == len(rows)
+    licences = {name: dict(row["licences"]) for name, row in found.items()}
+    assert licences["both-4"].items() >= {"loras.0": "unknown", "loras.1": "unknown"}.items()
+    assert licences["none-4"].keys() == dict(found["none-4"]["model_digests"]).keys() - {
+        "index", "settings",
+    }  # fmt: skip
+    assert set(dict(found["one-18"]["media_digests"])) == {"loras.0"}
+
+    (tmp_path / "alone.jsonl").write_text(
+        "\n".join(json.dumps(row) for row in rows if row["request_id"] in ("none-18", "both-18"))
+    )
+    (tmp_path / "out").rename(tmp_path / "first")
+    again = status_of(job(tmp_path, "alone.jsonl", "--workers", "2"))
+    assert again.returncode == 0, again.stderr
+    for name, row in results(tmp_path).items():
+        assert (row["sample_id"], row["sha256"]) == (
+            found[name]["sample_id"],
+            found[name]["sha256"],
+        )

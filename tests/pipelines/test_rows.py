@@ -27,9 +27,10 @@ from pipelines.rows import (
 RESULTS = """request_id sample_id status video_uri sha256 bytes width height num_frames fps
 duration_s codec prompt negative_prompt seed profile model_digests steps guidance_scale window
 overlap layout scheduler media_digests attempts gpu_seconds stage_seconds error_class error_stage
-error_message versions metrics""".split()
+error_message versions metrics licences""".split()
 MANIFEST = """request_id prompt negative_prompt condition_image reference_image ip_adapter_image
-face_image face_embedding video video_is_control video_has_condition video_may_be_cut sample_rate keypoints align
+face_image face_embedding video video_is_control video_has_condition video_may_be_cut
+sample_rate keypoints align
 control control_scale num_frames fps width
 height img_length_ratio seed steps guidance_scale guidance_scale_end guidance_schedule window
 overlap layout blend motion_speed w_ind_noise img_weight strength loras profile extra""".split()

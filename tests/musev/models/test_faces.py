@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,3 +46,10 @@ def test_a_picture_without_a_face_says_which() -> None:
 def test_missing_models_are_told(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"no \.onnx files"):
         open_face_finder(str(tmp_path / "models" / "buffalo_l"))
+
+
+def test_a_missing_package_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "det.onnx").touch()
+    monkeypatch.setitem(sys.modules, "insightface.app", None)
+    with pytest.raises(WeightsError, match=r"needs insightface.*musev\[face\]"):
+        open_face_finder(str(tmp_path))
