@@ -101,7 +101,10 @@ def in_pieces(
     return (folder / "joined.mp4").read_bytes(), facts
 
 
-@pytest.mark.parametrize("kind", ["portrait", "drawn", "noise", "control"])
+@pytest.mark.parametrize(
+    "kind",
+    ["portrait", "drawn", "noise", "control", "late control", "started", "redrawn", "upstream"],
+)
 def test_pieces_make_the_bytes_of_the_whole(bundle: ModelBundle, tmp_path: Path, kind: str) -> None:
     engine = ClipEngine(bundle, ENCODER)
     request, media = CLIP, ClipMedia()
@@ -111,17 +114,32 @@ def test_pieces_make_the_bytes_of_the_whole(bundle: ModelBundle, tmp_path: Path,
         first = dataclasses.replace(CLIP.sampling.first_frame, origin="noise")
         sampling = dataclasses.replace(CLIP.sampling, first_frame=first)
         request = dataclasses.replace(CLIP, sampling=sampling)
-    if kind == "control":
+    if kind.endswith("control"):
         video = control_video(tmp_path, request.num_frames)
         media = dataclasses.replace(portrait(), video=video)
         request = dataclasses.replace(
             CLIP, video=str(video), video_is_control=True, control=("openpose",)
         )
+    if kind == "late control":
+        request = dataclasses.replace(request, control_start=(0.5,))
+    if kind == "started":
+        media = ClipMedia(video=control_video(tmp_path, request.num_frames))
+        sampling = dataclasses.replace(CLIP.sampling, num_steps=4, strength=0.5)
+        request = dataclasses.replace(
+            CLIP, video=str(media.video), start_from_video=True, sampling=sampling
+        )
+    if kind == "redrawn":
+        media, request = portrait(), dataclasses.replace(CLIP, redraw=True)
+    if kind == "upstream":  # one generator for the first frame and the clip
+        sampling = dataclasses.replace(CLIP.sampling, noise="upstream_video_fusion")
+        request = dataclasses.replace(CLIP, sampling=sampling)
     joined, facts = in_pieces(engine, request, media, tmp_path)
     engine.render(request, media, tmp_path / "whole.mp4", lambda *_: None)
     assert joined == (tmp_path / "whole.mp4").read_bytes()
     assert facts.num_given == (0 if kind == "noise" else 1)
-    assert facts.first_frame_drawn == (kind == "drawn")
+    assert facts.first_frame_drawn == (kind in ("drawn", "started", "upstream"))
+    assert (facts.source_BCTHW is not None) == (kind == "started")
+    assert (facts.noise_state is not None) == (kind == "upstream")
 
 
 def test_equal_pictures_are_conditioned_on_once(bundle: ModelBundle) -> None:
