@@ -10,9 +10,10 @@ from typing import Annotated
 
 import typer
 
-from musev.config import PUBLISHED_PARTS, Profile, WeightsConfig, replace_setting
+from musev.config import Profile, WeightsConfig
 from musev.errors import ConfigError, ManifestError, MusevError
 from musev.registry import PROFILES, get_profile
+from musev.settings import PUBLISHED_PARTS, replace_setting
 
 OK, TROUBLE, USAGE, ROWS_FAILED = 0, 1, 2, 3
 """Exit statuses: everything done; the run broke; wrong command or manifest; some rows failed."""

@@ -26,9 +26,9 @@ from jobs._cli import (
     split_change,
 )
 from jobs._console import INTERRUPTED, Teller, disconnect, terminate_as_interrupt
-from musev.config import replace_settings
 from musev.errors import ConfigError
 from musev.registry import PROFILES
+from musev.settings import replace_settings
 from musev.weights import digest_weights
 from pipelines.clip_table import ClipTable, read_clip_table
 from pipelines.dataset_card import CARD, FAILED, INDEX, PAGE, DatasetState

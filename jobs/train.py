@@ -107,7 +107,7 @@ def make_run(stage: str, output: str, init: str | None, changes: Sequence[str]) 
     Raises:
         ConfigError: If there is no such stage or setting, or a value does not fit.
     """
-    from musev.config import replace_settings
+    from musev.settings import replace_settings
     from musev.training.runs import RunConfig
     from musev.training.stages import get_stage
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from jobs._samples import draw_samples
-from musev.config import replace_settings
+from musev.settings import replace_settings
 from musev.synthetic.clips import draw_clip
 from musev.training.runs import RunConfig, prepare_run
 from musev.training.stages import get_stage

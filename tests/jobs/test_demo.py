@@ -17,9 +17,9 @@ from jobs.demo import (
     draw_cast,
     find_portraits,
 )
-from musev.config import replace_setting
 from musev.media import fit_image, read_image, read_video
 from musev.registry import get_profile
+from musev.settings import replace_setting
 from musev.synthetic.clips import draw_clip
 from pipelines.manifest import read_manifest, resolve_rows, write_manifest
 from pipelines.media_cache import MediaCache

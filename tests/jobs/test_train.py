@@ -17,8 +17,8 @@ import typer.main
 
 from jobs.cli import app as musev_app
 from jobs.train import app, main, make_run, train_on_ray
-from musev.config import replace_settings
 from musev.errors import ConfigError
+from musev.settings import replace_settings
 from musev.training.checkpoints import CheckpointStore
 from musev.training.loop import run_steps
 from musev.training.runs import RunConfig, prepare_run

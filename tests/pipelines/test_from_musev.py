@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from jobs._cli import load_settings
-from musev.config import Profile, replace_settings
+from musev.config import Profile
 from musev.errors import ConfigError, ManifestError
 from musev.media import VideoInfo
 from musev.negative_prompts import NEGATIVE_PROMPTS
 from musev.registry import get_profile
+from musev.settings import replace_settings
 from pipelines.from_musev import _SETTINGS, Translation, original_name, translate
 from pipelines.musev_flags import FLAGS, read_command
 from pipelines.resolve import resolve_rows

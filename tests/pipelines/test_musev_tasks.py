@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from musev.config import replace_setting, replace_settings
 from musev.errors import ManifestError
 from musev.negative_prompts import NEGATIVE_PROMPTS
 from musev.registry import get_profile
+from musev.settings import replace_setting, replace_settings
 from pipelines.musev_tasks import (
     expand_sweeps,
     fill_templates,

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from musev.config import Profile, WeightsConfig, replace_setting
+from musev.config import Profile, WeightsConfig
 from musev.errors import ConfigError
 from musev.registry import get_profile
+from musev.settings import replace_setting
 from pipelines.resolve import read_image_size, resolve_rows, seed_for
 from pipelines.rows import MANIFEST_COLUMNS, WHOLE_ROW, BadCell, request_from_json, request_to_json
 from tests.goldens import GOLDENS, have_goldens, require_goldens

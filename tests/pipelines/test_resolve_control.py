@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from musev.config import Profile, WeightsConfig, replace_setting, replace_settings
+from musev.config import Profile, WeightsConfig
+from musev.settings import replace_setting, replace_settings
 from pipelines.resolve_control import BadControlError, resolve_control
 
 SEEDED = Profile(name="mini", weights=WeightsConfig(random_seed=0))  # holds ControlNet openpose

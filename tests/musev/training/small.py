@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from musev.config import replace_settings
+from musev.settings import replace_settings
 from musev.training.runs import RunConfig
 from musev.training.stages import DiffusionStage, get_stage
 from musev.training.vae import make_vae

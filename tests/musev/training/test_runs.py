@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from musev.config import replace_settings
 from musev.errors import ConfigError
+from musev.settings import replace_settings
 from musev.training.checkpoints import CheckpointStore
 from musev.training.loop import resume, run_steps
 from musev.training.runs import RunConfig, Worker, export_to, prepare_run
