@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 
-from musev.config import Profile, WeightsConfig
+from musev.config import Profile, ScheduleConfig, WeightsConfig
 from musev.errors import ConfigError
 from musev.settings import replace_setting, replace_settings
 
