@@ -26,6 +26,7 @@ from jobs._cli import (
     run_app,
 )
 from musev.errors import WeightsError
+from musev.licences import UNKNOWN, licences_when_joined
 
 if TYPE_CHECKING:
     from musev.models.bundle import ModelBundle
@@ -65,7 +66,9 @@ def prepare_weights(
         if output is not None:
             for net in bundle.networks.values() if half else ():
                 net.half()
-            save_bundle(bundle, output)
+            # A VAE that is put in by hand has a licence of its own, which nobody has told.
+            licences = licences_when_joined(weights) | ({"vae": UNKNOWN} if vae else {})
+            save_bundle(bundle, output, licences=licences)
             typer.echo(f"written to {output}: {_megabytes(_size_of(output))}")
     raise typer.Exit(OK)
 

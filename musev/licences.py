@@ -17,6 +17,7 @@ from musev.config import WeightsConfig
 from musev.errors import ConfigError, WeightsError
 from musev.weight_store import is_remote
 from musev.weights import (
+    CONTROLNETS,
     EMBEDDINGS,
     bundle_folder,
     bundle_paths,
@@ -44,6 +45,7 @@ _COMMERCIAL = {
     *("cc-by-4.0", "cc-by-sa-4.0", "openrail", "openrail++", "creativeml-openrail-m"),
     *("bigscience-openrail-m",),
 }
+_AND = " and "
 _TITLES = (
     (r"\bMIT License", "mit"),
     (r"Apache License\s+Version 2\.0", "apache-2.0"),
@@ -56,8 +58,11 @@ _LICENCE_LINE = re.compile(r"^license(_name)?:\s*[\"']?([\w.+-]+)", re.MULTILINE
 
 
 def allows_commercial(licence: str) -> bool:
-    """Whether a licence is known to allow commercial use, with whatever conditions."""
-    return licence.lower() in _COMMERCIAL
+    """Whether a licence is known to allow commercial use, with whatever conditions.
+
+    Several, joined by ``and``, must all allow it.
+    """
+    return all(one in _COMMERCIAL for one in licence.lower().split(_AND))
 
 
 def licence_of(address: str) -> str:
@@ -93,6 +98,37 @@ def licences_of(config: WeightsConfig) -> dict[str, str]:
     extra = {name: getattr(config, name) for name in ("pose_guider", "face_models", "vae")}
     named |= {name: address for name, address in extra.items() if address is not None}
     return found | {name: licence_of(address) for name, address in named.items()}
+
+
+def licences_when_joined(config: WeightsConfig) -> dict[str, str]:
+    """Find the licences of a bundle that is made of these weights.
+
+    Args:
+        config: Where the weights lie.
+
+    Returns:
+        Licence by part of the bundle; of a part that is made of several, all of them.
+    """
+    found = licences_of(config)
+    if config.t2i is None:
+        return found
+
+    def joined(*names: str) -> str:
+        return _AND.join(sorted({found[name] for name in names if name in found}))
+
+    parts = {
+        "tokenizer": joined("t2i"),
+        "text_encoder": joined("t2i"),
+        "vae": joined("vae") or joined("t2i"),
+        "unet": joined("t2i", "unet", "face", *(["image_prompt"] if config.image_prompt else [])),
+        "referencenet": joined("referencenet"),
+        "image_encoder": joined("image_encoder"),
+        "image_projection": joined("image_prompt"),
+        "face_projection": joined("face"),
+        "pose_guider": joined("pose_guider"),
+    }
+    parts |= {name: joined(name) for name in found if name.startswith(CONTROLNETS)}
+    return {name: licence for name, licence in parts.items() if licence}
 
 
 def check_licences(licences: Mapping[str, str], required: str | None) -> None:

@@ -651,6 +651,7 @@ def _digest_part(name: str, path: Path) -> str:
     elif name == "index":
         # Without its list of parts: each part is digested itself, and a new one renames no video.
         index = read_config(path.parent, where=name, name=path.name)
+        index.pop("licences", None)
         told = json.dumps({**index, "parts": None}, sort_keys=True)
         return f"sha256:{hashlib.sha256(told.encode()).hexdigest()}"
     elif path.is_file():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -334,12 +335,15 @@ def _load_own(folder: Path, layer_norm_eps: float | None, *, dtype: torch.dtype)
     return ModelBundle(schedule=schedule, **parts)
 
 
-def save_bundle(bundle: ModelBundle, folder: str | Path) -> None:
+def save_bundle(
+    bundle: ModelBundle, folder: str | Path, *, licences: Mapping[str, str] | None = None
+) -> None:
     """Write a bundle in our own layout, in the precision it is in.
 
     Args:
         bundle: The networks.
         folder: An empty or new folder.
+        licences: Of the parts, to be told with every video that is made with them.
 
     Raises:
         WeightsError: If the folder holds anything already, or the bundle holds learnt words, which
@@ -360,7 +364,10 @@ def save_bundle(bundle: ModelBundle, folder: str | Path) -> None:
     for name, net in bundle.networks.items():
         net.save_pretrained(folder / name, safe_serialization=True)
         parts[name] = {"class": type(net).__name__}
-    index = {"format": FORMAT, "parts": parts, "schedule": to_plain(bundle.schedule)}
+    index: dict[str, Any] = {"format": FORMAT, "parts": parts}
+    index["schedule"] = to_plain(bundle.schedule)
+    if licences:
+        index["licences"] = {name: licence for name, licence in licences.items() if name in parts}
     partial = folder / f"{BUNDLE_FILE}.part"
     partial.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     partial.replace(folder / BUNDLE_FILE)

@@ -42,6 +42,7 @@ def bundle() -> ModelBundle:
     """Random networks that read faces."""
     plain = make_tiny_bundle(0)
     config = {**plain.unet.config, "need_t2i_ip_adapter_face": True}
+    config.pop("_use_default_values", None)  # else diffusers takes the default after all
     unet = randomize(UNet3DConditionModel.from_config(config), seed=0, prefix="unet")
     projection = FaceIdProjection(cross_attention_dim=TOKEN_WIDTH, id_embeddings_dim=FACE_WIDTH)
     return dataclasses.replace(

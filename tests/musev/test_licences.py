@@ -14,9 +14,11 @@ from musev.licences import (
     check_licences,
     licence_of,
     licences_of,
+    licences_when_joined,
 )
 from musev.models.bundle import save_bundle
 from musev.models.tiny import make_tiny_bundle
+from musev.weights import digest_weights
 
 PAGE = "---\ntags:\n- art\nlicense: {}\n---\n# A model\n"
 
@@ -86,6 +88,29 @@ def test_every_part_has_its_licence(tmp_path: Path) -> None:
     own = licences_of(WeightsConfig(bundle=str(tmp_path / "own")))
     assert own["unet"] == UNKNOWN
     assert "index" not in own
+
+
+def test_a_bundle_tells_the_licences_of_what_it_was_made_of(tmp_path: Path) -> None:
+    config = WeightsConfig(
+        t2i="w/stable-diffusion-v1-5",
+        motion="w/motion/musev_referencenet",
+        vae="w/sd-vae-ft-mse",
+        controlnets={"openpose": "w/control_v11p_sd15_openpose"},
+    )
+    joined = licences_when_joined(config)
+    assert joined["unet"] == "creativeml-openrail-m and non-commercial-research"
+    assert not allows_commercial(joined["unet"])
+    assert allows_commercial("mit and apache-2.0")
+    bundle = make_tiny_bundle(1)
+    save_bundle(bundle, tmp_path / "told", licences=joined)
+    save_bundle(bundle, tmp_path / "untold")
+    told = WeightsConfig(bundle=str(tmp_path / "told"))
+    found = licences_of(told)
+    assert (found["vae"], found["text_encoder"]) == ("mit", "creativeml-openrail-m")
+    assert found["referencenet"] == UNKNOWN
+    # They decide no bytes, so they name no video.
+    untold = WeightsConfig(bundle=str(tmp_path / "untold"))
+    assert digest_weights(told) == digest_weights(untold)
 
 
 def test_what_is_required_is_checked() -> None:
