@@ -449,8 +449,11 @@ class Conductor:
         if self._wishes:
             self._broker.withdraw.remote(self._owner)
             self._broker_takes_back()
+        now = time.monotonic()
         for reference, sent in self._sent.items():
-            self._broker.hand_back_after.remote(sent.lease, [reference])
+            _, end_s = self._patience_s(sent.kind)
+            limit_s = max(0.0, sent.at + end_s - now)
+            self._broker.hand_back_after.remote(sent.lease, [reference], limit_s)
 
     def _broker_takes_back(self) -> None:
         """Return leases that were granted before the wish could be withdrawn."""

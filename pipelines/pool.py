@@ -161,14 +161,15 @@ class Broker:
             worker.since = time.monotonic()
             self._match()
 
-    async def hand_back_after(self, lease: Lease, tasks: list[Any]) -> None:
+    async def hand_back_after(self, lease: Lease, tasks: list[Any], limit_s: float) -> None:
         """Take a lease back when its task ends, for somebody who no longer cares how.
 
         Args:
             lease: The lease.
             tasks: The references that its task answers with.
+            limit_s: After so long its worker is ended: it hangs.
         """
-        self._spawn(self._wait_for(lease, tasks))
+        self._spawn(self._wait_for(lease, tasks, limit_s))
 
     async def lost(self, lease: Lease) -> None:
         """Say that a worker died; its place is filled again. Safe to say twice."""
@@ -321,11 +322,14 @@ class Broker:
         if forgotten:
             self._match()
 
-    async def _wait_for(self, lease: Lease, tasks: list[Any]) -> None:
+    async def _wait_for(self, lease: Lease, tasks: list[Any], limit_s: float) -> None:
         import ray
 
         try:
-            await asyncio.gather(*tasks)
+            await asyncio.wait_for(asyncio.gather(*tasks), limit_s)
+        except asyncio.TimeoutError:
+            logger.warning("worker %d does not come to an end: it is replaced", lease.name)
+            await self.end(lease)
         except ray.exceptions.RayActorError:
             await self.lost(lease)
         except Exception as error:  # noqa: BLE001 - whatever it was, nobody waits for it

@@ -183,7 +183,7 @@ def test_wishes_are_withdrawn_together() -> None:
 def test_an_abandoned_task_gives_its_worker_back_when_it_ends() -> None:
     broker = start(1)
     held = lease(broker)
-    broker.hand_back_after.remote(held, [held.worker.nap.remote(0.3)])
+    broker.hand_back_after.remote(held, [held.worker.nap.remote(0.3)], 60.0)
     assert lease(broker).number == held.number + 1
 
 
@@ -203,6 +203,15 @@ def start_hasty() -> Any:
     broker = ray.remote(HastyBroker).options(**options).remote(plan, make_helper)
     ray.get(broker.start.remote())
     return broker
+
+
+def test_an_abandoned_task_that_does_not_end_costs_its_worker() -> None:
+    broker = start(1)
+    held = lease(broker)
+    broker.hand_back_after.remote(held, [held.worker.nap.remote(3600.0)], 0.3)
+    again = lease(broker)
+    assert again.life > held.life
+    assert view(broker).num_lost == 1
 
 
 def test_a_forgotten_lease_is_found() -> None:
