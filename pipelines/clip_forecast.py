@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from musev.config import ClipRequest, ScheduleConfig
+from musev.control.controlnets import controlnet_for
 from musev.errors import ConfigError
 from pipelines.rows import request_from_json
 
@@ -104,7 +105,7 @@ def forecast_clip(
     Returns:
         The counts.
     """
-    shape = shape_of(request)
+    shape = shape_of(request, cost.controlnets)
     condition = cost.condition(shape)
     frame = cost.decode_frame(request.width, request.height)
     control = cost.control_frame(shape)
@@ -152,8 +153,16 @@ def forecast_clip(
     )
 
 
-def shape_of(request: ClipRequest) -> ClipShape:
-    """Say what decides the cost of a request's calls."""
+def shape_of(request: ClipRequest, held: Collection[str] = ()) -> ClipShape:
+    """Say what decides the cost of a request's calls.
+
+    Args:
+        request: Resolved.
+        held: ControlNets that there are; without, the clip's names stand for its networks.
+
+    Returns:
+        The shape.
+    """
     from musev.models.cost import ClipShape
 
     sampling = request.sampling
@@ -167,7 +176,7 @@ def shape_of(request: ClipRequest) -> ClipShape:
         first_frame_guided=sampling.first_frame.guidance.active,
         has_reference=request.reference_image is not None,
         has_image_prompt=request.ip_adapter_image is not None,
-        control=request.control if request.video is not None else (),
+        control=tuple(controlnet_for(name, held) or name for name in request.control),
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from musev.config import ClipRequest, ControlConfig
 from musev.control.control_names import CONTROLS
-from musev.errors import MusevError, WeightsError
+from musev.errors import ConfigError, MusevError, WeightsError
 from pipelines.control_units import Descriptions, MapUnit, RowUnits, maps_to_json, units_of
 from pipelines.outcomes import READY, Row
 from pipelines.progress import BoardView, Pulse
@@ -88,8 +88,13 @@ def describe_detectors(requests: Sequence[ClipRequest], config: ControlConfig) -
 
     Returns:
         The descriptions.
+
+    Raises:
+        ConfigError: If poses are asked for with a setting that nothing reads.
     """
     names = {name for request in requests if request.needs_maps for name in request.control}
+    if any(name in CONTROLS and CONTROLS[name].parts for name in names):
+        _refuse_unused(config)
     known, unusable = {}, {}
     for name in sorted(names):
         from musev.control.detectors import MAPS_VERSION, describe_detector
@@ -104,6 +109,14 @@ def describe_detectors(requests: Sequence[ClipRequest], config: ControlConfig) -
         except MusevError as error:
             known[name], unusable[name] = drawing, str(error)
     return Detectors(known=known, unusable=unusable)
+
+
+def _refuse_unused(config: ControlConfig) -> None:
+    if config.smoothing or config.max_gap_frames:
+        raise ConfigError(
+            "control.smoothing and control.max_gap_frames change nothing yet: every frame's people "
+            "stand for themselves. Leave both at 0."
+        )
 
 
 def make_maps(

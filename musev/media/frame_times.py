@@ -14,7 +14,7 @@ import math
 import os
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -80,20 +80,19 @@ def time_frames(path: str | os.PathLike[str], *, may_be_cut: bool = False) -> Fr
     Raises:
         MediaError: If the file is missing, empty, no video, or damaged where it must not be.
     """
-    source = Path(path)
+    source, broken = Path(path), False
     try:
         times = _times(list_packets(source))
         _decode_first(source, over_damage=False)
-        if not may_be_cut:
-            return times
-        found = tabulate(source, OVER_DAMAGE, *EVERY_FRAME)
     except MediaError:
         if not may_be_cut:
             raise
-        times = _times(list_packets(source, over_damage=True))
+        times, broken = _times(list_packets(source, over_damage=True)), True
         _decode_first(source, over_damage=True)
-        found = tabulate(source, OVER_DAMAGE, *EVERY_FRAME)
-    return _before_damage(times, _times(found))
+    if not may_be_cut:
+        return times
+    decoded = _times(tabulate(source, OVER_DAMAGE, *EVERY_FRAME))
+    return _before_damage(times, decoded, broken=broken)
 
 
 def _decode_first(source: Path, *, over_damage: bool) -> None:
@@ -113,22 +112,18 @@ def _times(table: PacketTable) -> FrameTimes:
     return FrameTimes(ticks_T=ticks_T, end_tick=table.end_tick, tick_s=table.tick_s)
 
 
-def _before_damage(times: FrameTimes, decoded: FrameTimes) -> FrameTimes:
+def _before_damage(times: FrameTimes, decoded: FrameTimes, *, broken: bool) -> FrameTimes:
     """Keep the frames up to the first one that a decoder did not give."""
     num_good = decoded.num_frames
     if decoded.tick_s == times.tick_s:
         given_T = np.isin(times.ticks_T, decoded.ticks_T)
         num_good = len(given_T) if given_T.all() else int(np.argmin(given_T))
     if num_good >= times.num_frames:
-        return times
+        return replace(times, damaged=broken)
     if num_good == 0:
         raise MediaError("the first frame of the video is damaged already. Export it again.")
-    return FrameTimes(
-        ticks_T=times.ticks_T[:num_good],
-        end_tick=int(times.ticks_T[num_good]),
-        tick_s=times.tick_s,
-        damaged=True,
-    )
+    end_tick = int(times.ticks_T[num_good])
+    return replace(times, ticks_T=times.ticks_T[:num_good], end_tick=end_tick, damaged=True)
 
 
 def pick_frames(times: FrameTimes, *, fps: float, sample_rate: int | None = None) -> np.ndarray:

@@ -39,7 +39,7 @@ from musev.models.bundle import empty_networks
 from musev.models.control import ControlNet, MultiControlNet
 from musev.models.loading import DTYPES
 from musev.models.vae import scale_factor
-from musev.weights import controlnet_part
+from musev.weights import CONTROLNETS, controlnet_part
 
 LATENT_CHANNELS = 4
 
@@ -97,6 +97,9 @@ class CostModel:
             name: nn.Module.to(net, dtype=torch.float32 if name == "vae" else self._dtype)
             for name, net in empty_networks(weights).items()
         }
+        self.controlnets = tuple(
+            name.removeprefix(CONTROLNETS) for name in self._nets if name.startswith(CONTROLNETS)
+        )
         self._unet: Any = self._nets["unet"]
         self._vae: Any = self._nets["vae"]
         self._text_tokens = self._nets["text_encoder"].config.max_position_embeddings

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from musev.conditions import ClipMedia
 from musev.config import (
     ClipRequest,
     EncoderConfig,
@@ -27,7 +28,7 @@ from musev.errors import ConfigError
 from musev.media import write_segment
 from musev.models.bundle import ModelBundle, load_bundle
 from musev.models.cost import CostModel
-from musev.render import ClipMedia, render_clip
+from musev.render import render_clip
 from pipelines.clip_forecast import (
     BYTES_PER_PIXEL,
     Speed,
@@ -125,6 +126,12 @@ def test_flops_are_those_of_a_real_render(
     assert forecast_clip(asked, cost, num_workers=1).flops == pytest.approx(real, rel=1e-9)
 
 
+def test_maps_that_are_found_cost_the_network_that_reads_them(cost: CostModel) -> None:
+    given = request(14, video="v", video_is_control=True, control=("openpose",))
+    found = request(14, video="v", control=("dwpose_body_hand",))
+    assert forecast_clip(found, cost, num_workers=1) == forecast_clip(given, cost, num_workers=1)
+
+
 def test_counts_of_a_long_clip(cost: CostModel) -> None:
     """60 frames are 7 windows of 12; at 64x64 a frame's latents are 4 x 8 x 8 values."""
     clip = forecast_clip(request(60, steps=5, guidance=2.0), cost, num_workers=3)
@@ -165,11 +172,11 @@ def test_a_clip_goes_over_the_pool_exactly_where_the_run_says_so(
     assert (forecast_clip(asked, cost, num_workers=4).tasks > 1) == is_long(asked)
 
 
-def test_half_precision_halves_what_is_sent_back_and_the_networks(cost: CostModel) -> None:
+def test_half_precision_halves_what_is_sent_both_ways_and_the_networks(cost: CostModel) -> None:
     full = forecast_clip(request(60), cost, num_workers=1)
     half = forecast_clip(request(60), CostModel(WEIGHTS, "float16"), num_workers=1)
     num_values = full.calls * 12 * 256
-    assert full.latents_moved_bytes - half.latents_moved_bytes == 2 * num_values
+    assert full.latents_moved_bytes - half.latents_moved_bytes == 2 * 2 * num_values
     assert half.weights_bytes < full.weights_bytes
     assert half.peak_bytes < full.peak_bytes
     assert half.flops == full.flops

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from musev.config import ClipRequest, ControlConfig
-from musev.errors import WeightsError
+from musev.errors import ConfigError, WeightsError
 from musev.media import read_video
 from musev.media.ffmpeg import run_ffmpeg
-from pipelines.control_maps import Detectors
+from pipelines.control_maps import Detectors, describe_detectors
 from pipelines.text_to_video import Graph, check_inputs_here, run_text_to_video
 from tests.pipelines.stand_ins import film, graph, picture, request
 from tests.real_ray import local_ray
@@ -201,6 +201,17 @@ def test_frames_that_kill_every_worker_cost_their_rows_only(folder: Path) -> Non
         on_plan=lambda plan: lambda tally, view: None,
     )
     assert {record["status"] for record in healed} == {"committed"}
+
+
+def test_settings_that_nothing_reads_are_refused() -> None:
+    clip = following("r", "v", control=("pose_body",))
+    for setting in ({"smoothing": 0.5}, {"max_gap_frames": 3}):
+        with pytest.raises(ConfigError, match="Leave both at 0"):
+            describe_detectors([clip], ControlConfig(**setting))
+        assert describe_detectors([request("plain")], ControlConfig(**setting)).known == {}
+    found = describe_detectors([following("r", "v", control=("canny", "hed"))], ControlConfig())
+    assert found.known["canny"]["low"] == "100.0"
+    assert "ControlNetHED.pth" in found.unusable["hed"]
 
 
 def test_the_sample_is_named_by_what_decides_its_maps(folder: Path) -> None:
