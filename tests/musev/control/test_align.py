@@ -90,7 +90,7 @@ ALL = list(range(18))
 
 @pytest.mark.parity
 @pytest.mark.parametrize("name", ["plain", "skip", "nan_face", "two_persons"])
-def test_scales_equal_the_originals(name: str) -> None:
+def test_scales_equal_the_pipelines(name: str) -> None:
     golden = Golden(name)
     plan = golden.plan()
     assert set(plan.scales) == set(PART_NAMES)
@@ -101,7 +101,7 @@ def test_scales_equal_the_originals(name: str) -> None:
 
 @pytest.mark.parity
 @pytest.mark.parametrize("name", ["plain", "skip", "nan_face"])
-def test_bodies_and_hands_equal_the_originals(name: str) -> None:
+def test_bodies_and_hands_equal_the_pipelines(name: str) -> None:
     golden = Golden(name)
     plan = golden.plan()
     for source, result in golden.frames():

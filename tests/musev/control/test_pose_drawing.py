@@ -40,7 +40,7 @@ def golden_people(case: int) -> list[Person]:
 @pytest.mark.parity
 @pytest.mark.parametrize("name", SWITCHES)
 @pytest.mark.parametrize("case", CANVASES)
-def test_maps_of_people_equal_the_originals(case: int, name: str) -> None:
+def test_maps_of_people_equal_the_pipelines(case: int, name: str) -> None:
     from PIL import Image
 
     height, width = CANVASES[case]

@@ -41,7 +41,7 @@ def recorded_encoder(*, first_only: bool) -> tuple[CLIPTokenizer, CLIPTextModel,
 
 @pytest.mark.parity
 @pytest.mark.parametrize("case", recorded()["cases"], ids=lambda case: str(case["case"]))
-def test_embeddings_equal_the_recorded(case: dict[str, Any]) -> None:
+def test_embeddings_equal_the_pipelines(case: dict[str, Any]) -> None:
     require_goldens()
     tokenizer, encoder, words = recorded_encoder(first_only=True)
     negatives = [case["negative_prompt"]]
@@ -51,7 +51,7 @@ def test_embeddings_equal_the_recorded(case: dict[str, Any]) -> None:
 
 
 @pytest.mark.parity
-def test_the_table_grows_as_recorded() -> None:
+def test_the_table_grows_as_the_pipelines() -> None:
     require_goldens()
     _, encoder, words = recorded_encoder(first_only=True)
     told = recorded()
