@@ -206,6 +206,9 @@ def draw_first_frame(
     Returns:
         The picture: frame 0 of the clip, or as many as there are condition images.
 
+    Raises:
+        RequestError: If a picture is to be drawn anew and none is given.
+
     Source:
         Upstream's first-frame call (ALGORITHM.md 10).
     """

@@ -39,6 +39,9 @@ def attempt_row(
     Returns:
         The row with ``video_path`` and what the work has added; or marked failed, or quarantined
         after too many attempts.
+
+    Raises:
+        forgiven: Those errors.
     """
     attempt_id, number = ledger.begin_attempt(row["sample_id"])
     row = {**row, "attempt_id": attempt_id, "attempts": number}
