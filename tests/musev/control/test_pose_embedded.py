@@ -86,6 +86,14 @@ def test_a_painting_that_the_first_look_misses_is_found_by_the_second(
     assert person.face_K3.any()
 
 
+def test_somebody_who_leans_is_found_by_a_turned_look(engine: EmbeddedEngine) -> None:
+    ((person,),) = engine.find(portrait("Portrait-of-Dr.-Gachet", 985)[None])
+    assert_near(person.body_K3[0], 0.34, 0.28, 0.08)
+    eyes = person.face_K3[[36, 45], :2] * (800, 985)
+    slope = np.degrees(np.arctan2(*(eyes[1] - eyes[0])[::-1]))
+    assert -60 < slope < -15, "his head leans to the left of the picture"
+
+
 @pytest.mark.parametrize("kind", ["black", "noise", "foliage"])
 def test_nobody_is_found_where_nobody_is(engine: EmbeddedEngine, kind: str) -> None:
     rng = np.random.default_rng(0)
