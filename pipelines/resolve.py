@@ -121,6 +121,13 @@ class _Resolver:
         self._check_complete(given, profile)
         self._check_tokens(given, profile)
         width, height = self._size(given, profile)
+        sampling = self._sampling(given, profile)
+        if given.get("condition_index") and sampling.shots.num_frames is not None:
+            raise _bad(
+                "condition_index",
+                "does not go together with shots: a shot goes on from its first frames. Leave "
+                "condition_index or shot_frames null.",
+            )
         return ClipRequest(
             request_id=given["request_id"],
             prompt=given.get("prompt", ""),
@@ -142,7 +149,7 @@ class _Resolver:
             height=height,
             seed=given["seed"] if "seed" in given else seed_for(given["request_id"]),
             profile=profile.name,
-            sampling=self._sampling(given, profile),
+            sampling=sampling,
             extra=given.get("extra"),
         )
 

@@ -89,6 +89,10 @@ BAD = {
         {"condition_image": [FACE, OTHER], "condition_index": [0], "num_frames": 6},
         "condition_index",
     ),
+    "places-in-shots": (
+        {"condition_image": [FACE, OTHER], "condition_index": [0, -1], "shot_frames": 2},
+        "condition_index",
+    ),
     "strength-of-nothing": ({"prompt": "a", "strength": 0.5}, "strength"),
     "starts-from-maps": (
         {

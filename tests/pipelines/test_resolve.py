@@ -84,6 +84,9 @@ PUBLISHED = dataclasses.replace(MINI, weights=WeightsConfig(t2i="a", motion="b")
         (video(control_scale=[1, 1]), SEEDED, "control_scale", "2 numbers for 1 names"),
         (video(), PUBLISHED, "video", "no ControlNet. Add one with --set weights.controlnets.open"),
         (video(condition_image="c.png", num_frames=1), SEEDED, "num_frames", "at least 2"),
+        (video(start_from_video=True), SEEDED, "start_from_video", "exclude each other"),
+        ({"start_from_video": True}, MINI, "start_from_video", "needs a video"),
+        (video(control_end=[0.5, 1.0]), SEEDED, "control_end", "2 numbers for 1 names"),
     ],
 )
 def test_control_that_cannot_be_honoured_is_refused_in_words(
@@ -143,6 +146,41 @@ def test_every_supported_column_arrives() -> None:
     assert request_from_json(request_to_json(request)) == request
 
 
+def test_the_columns_of_flows_arrive() -> None:
+    request = one(
+        good(
+            condition_image=["c.png", "/d.png"],
+            condition_index=[0, -1],
+            redraw=True,
+            redraw_strength=0.5,
+            reference_image='["r.png", "s.png"]',
+            video="v.mp4",
+            start_from_video=True,
+            strength=0.25,
+            histogram_match=True,
+            first_frame_negative_prompt="blur",
+            num_frames=9,
+        )
+    )
+    assert request.media == {
+        "condition_image": "file:///manifest/c.png",
+        "condition_image.1": "file:///d.png",
+        "reference_image": "file:///manifest/r.png",
+        "reference_image.1": "file:///manifest/s.png",
+        "video": "file:///manifest/v.mp4",
+    }
+    assert (request.condition_index, request.redraw) == ((0, -1), True)
+    assert (request.start_from_video, request.control, request.maps_made_of) == (True, (), "")
+    sampling = request.sampling
+    assert (sampling.strength, sampling.histogram_match) == (0.25, True)
+    first = sampling.first_frame
+    assert (first.strength, first.negative_prompt) == (0.5, "blur")
+    assert request_from_json(request_to_json(request)) == request
+    assert one(good(shot_frames=12)).sampling.shots.num_frames == 12
+    ends = one(video(control_start=[0.25], control_end=[0.5]), SEEDED)
+    assert (ends.control_start, ends.control_end) == ((0.25,), (0.5,))
+
+
 def test_seed_is_a_function_of_the_name_alone() -> None:
     # printf 'musev:seed:a' | sha256sum, the first 16 digits, halved
     assert seed_for("a") == 1770237714882513413
@@ -164,6 +202,20 @@ def test_seed_is_a_function_of_the_name_alone() -> None:
         (good(window=4), "window", "overlap"),
         (good(overlap=12), "overlap", "overlap"),
         (good(profile="minii"), "profile", "Did you mean 'mini'"),
+        (good(redraw=True), "redraw", "needs a condition_image"),
+        (good(strength=0.5), "strength", "starts from none"),
+        (good(condition_image=["a.png", "b.png"], num_frames=2), "num_frames", "at least 3"),
+        (
+            good(condition_image=["a.png", "b.png"], condition_index=[0], num_frames=9),
+            "condition_index",
+            "one number an image",
+        ),
+        (
+            good(condition_image="a.png", condition_index=[-1], shot_frames=4),
+            "condition_index",
+            "does not go together with shots",
+        ),
+        (good(condition_image=["a.png", "../b.png"]), "condition_image", "path outside"),
         (good(profile="musev"), "profile", "other weights"),
         (good(img_length_ratio=0.1), "img_length_ratio", "is 0"),
         (good(img_length_ratio=90), "img_length_ratio", "8192"),
