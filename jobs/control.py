@@ -3,18 +3,19 @@
     python -m jobs.control --video dance.mp4 --name dwpose_body_hand --output out/control
     python -m jobs.control --image face.png --name canny --name dwpose --output out/control
 
-Writes the maps (exact, as a run would make them), for poses also the people found as Parquet, and
-previews side by side: an mp4 and a PNG. What is written can go into a manifest: the maps as `video`
-with `video_is_control`, the people as `keypoints`.
+Writes the maps (exact, as a run would make them), for poses also the people found as Parquet and a
+report on them as JSON, and previews side by side: an mp4 and a PNG. What is written can go into a
+manifest: the maps as `video` with `video_is_control`, the people as `keypoints`.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -164,7 +165,10 @@ def _find(source: _Source, name: str, config: Any, output: Path) -> Iterator[str
     stem = output / f"{source.stem}-{name}"
     people = stem.with_name(f"{stem.name}.parquet")
     counts = {"frames": 0, "nobody": 0}
-    found = _maps(source, detector, people if hasattr(detector, "detect") else None, counts)
+    if hasattr(detector, "detect"):
+        found = _pose_maps(source, detector, config, people, counts)
+    else:
+        found = _maps(source, detector, counts)
     if source.fps:
         target = stem.with_name(f"{stem.name}.mkv")
         write_lossless(target, found, fps=source.fps)
@@ -180,6 +184,7 @@ def _find(source: _Source, name: str, config: Any, output: Path) -> Iterator[str
     yield f"  maps      {target} ({target.stat().st_size / counts['frames']:.0f} bytes a frame)"
     if people.exists():
         yield f"  people    {people} (nobody in {counts['nobody']} frames)"
+        yield f"  report    {_write_report(people)}"
 
     def maps() -> Iterator[np.ndarray]:
         return read_video(target) if source.fps else iter([read_image(target)])
@@ -188,32 +193,59 @@ def _find(source: _Source, name: str, config: Any, output: Path) -> Iterator[str
         yield f"  preview   {path}"
 
 
-def _maps(
-    source: _Source, detector: Any, people: Path | None, counts: dict[str, int]
-) -> Iterator[np.ndarray]:
+def _maps(source: _Source, detector: Any, counts: dict[str, int]) -> Iterator[np.ndarray]:
     import numpy as np
 
-    from musev.control.person import PoseVideo, PoseWriter
+    for batch in _batches(source.frames()):
+        counts["frames"] += len(batch)
+        yield from detector.maps(np.stack(batch))
+
+
+def _pose_maps(
+    source: _Source, detector: Any, config: Any, people: Path, counts: dict[str, int]
+) -> Iterator[np.ndarray]:
+    """Maps of poses, and the people in a file; one person followed and steadied if wanted."""
+    import numpy as np
+
+    from musev.control.person import FramePoses, PoseVideo, PoseWriter
+    from musev.control.tracking import steady_people
 
     frames = source.frames()
     first_YXC = next(frames)
-    frames = itertools.chain([first_YXC], frames)
-    with ExitStack() as stack:
-        sink = None
-        if people is not None:
-            height, width = first_YXC.shape[:2]
-            video = PoseVideo(num_frames=0, width=width, height=height, fps=source.fps)
-            sink = stack.enter_context(PoseWriter(people, video))
-        while batch := list(itertools.islice(frames, BATCH_FRAMES)):
-            if sink is None:
-                maps_TYXC = detector.maps(np.stack(batch))
-            else:
-                maps_TYXC, found = detector.detect(np.stack(batch))
-                for persons in found:
-                    sink.write(persons)
-                    counts["nobody"] += not persons
-            counts["frames"] += len(batch)
-            yield from maps_TYXC
+    height, width = first_YXC.shape[:2]
+
+    def found() -> Iterator[FramePoses]:
+        for batch in _batches(itertools.chain([first_YXC], frames)):
+            yield from detector.detect(np.stack(batch))[1]
+
+    poses = found()
+    if config.smoothing or config.max_gap_frames:
+        poses = steady_people(
+            poses, max_gap_frames=config.max_gap_frames, smoothing=config.smoothing
+        )
+    video = PoseVideo(width=width, height=height, fps=source.fps)
+    with PoseWriter(people, video) as sink:
+        for persons in poses:
+            sink.write(persons)
+            counts["nobody"] += not any(person.body_K3.any() for person in persons)
+            counts["frames"] += 1
+            yield detector.draw([persons], height, width)[0]
+
+
+def _batches(frames: Iterator[np.ndarray]) -> Iterator[list[np.ndarray]]:
+    while batch := list(itertools.islice(frames, BATCH_FRAMES)):
+        yield batch
+
+
+def _write_report(people: Path) -> Path:
+    """What was found of the followed person, as JSON beside the keypoints."""
+    from musev.control.person import iter_poses
+    from musev.control.tracking import follow_person, report_poses
+
+    path = people.with_name(f"{people.stem}-people.json")
+    report = report_poses(follow_person(iter_poses(people)))
+    path.write_text(json.dumps(report.as_dict(), indent=2) + "\n")
+    return path
 
 
 def _preview(source: _Source, maps: Frames, stem: Path) -> Iterator[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import cv2
@@ -9,7 +10,10 @@ import numpy as np
 import pytest
 
 from jobs.control import main
+from musev.control.pose_embedded import EmbeddedEngine
+from musev.errors import WeightsError
 from musev.media import probe_video, read_image, read_video, write_segment
+from tests.goldens import GOLDENS
 from tests.pipelines.stand_ins import picture
 
 
@@ -65,6 +69,35 @@ def test_a_picture_gives_a_picture(tmp_path: Path) -> None:
     assert (read_image(out / "face-tile.png") == 100).all()
     assert read_image(out / "face-tile-preview.png").shape == (80, 40, 3)
     assert not list(out.glob("*.mp4"))
+
+
+def test_people_are_followed_steadied_and_reported(tmp_path: Path) -> None:
+    """A person who is gone for two frames: the gap is filled only where that is asked for."""
+    portrait = GOLDENS.parent / "media" / "Mona_Lisa.jpg"
+    if not portrait.is_file():
+        pytest.skip(f"no reference media at {portrait.parent}")
+    try:
+        EmbeddedEngine().close()
+    except WeightsError as error:
+        pytest.skip(str(error))
+    person_YXC = cv2.resize(read_image(portrait), (208, 312), interpolation=cv2.INTER_AREA)
+    frames = np.stack([person_YXC] * 6)
+    frames[2:4] = 0
+    write_segment(tmp_path / "gap.mp4", frames, fps=8)
+    out = tmp_path / "out"
+    asked = ("--video", tmp_path / "gap.mp4", "--name", "dwpose_body")
+    assert run(out, *asked) == 0
+    report = json.loads((out / "gap-dwpose_body-people.json").read_text())
+    assert report["num_frames"] == 6
+    assert report["frames_without_person"] == [[2, 3]]
+    assert report["limb_frames"]["neck-nose"] == 4
+    maps = list(read_video(out / "gap-dwpose_body.mkv"))
+    assert [bool(map_YXC.any()) for map_YXC in maps] == [True, True, False, False, True, True]
+
+    assert run(out, *asked, "--set", "control.max_gap_frames=2") == 0
+    report = json.loads((out / "gap-dwpose_body-people.json").read_text())
+    assert report["frames_without_person"] == []
+    assert all(map_YXC.any() for map_YXC in read_video(out / "gap-dwpose_body.mkv"))
 
 
 @pytest.mark.parametrize(
