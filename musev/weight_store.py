@@ -201,7 +201,9 @@ def _told(url: str) -> Iterator[None]:
             f"{url}: no driver for this kind of address ({error}). Install it: "
             "pip install 'musev[s3]', 'musev[gcs]' or huggingface_hub, or copy the files by hand."
         ) from None
-    except (OSError, ValueError) as error:
+    except WeightsError:
+        raise
+    except Exception as error:  # drivers raise what their own libraries do
         raise WeightsError(f"{url} cannot be fetched ({type(error).__name__}: {error})") from error
 
 
