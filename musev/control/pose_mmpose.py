@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import importlib.machinery
 import importlib.util
+import pickle
 import sys
 import types
 import warnings
@@ -64,23 +65,14 @@ class MmposeEngine:
         except ImportError as error:
             raise WeightsError(f"pose engine 'mmpose': {error}. {INSTALL}") from error
         configs = _configs()
-        try:
-            self._pose = self._mmpose.init_model(
-                str(configs / "dwpose_config" / "dwpose-l_384x288.py"),
-                str(files[POSE_FILE]),
-                device=device,
-            )
-            self._boxes = self._mmdet.init_detector(
-                str(configs / "yolox_config" / "yolox_l_8xb8-300e_coco.py"),
-                str(files[BOX_FILE]),
-                device=device,
-            )
-        except Exception as error:  # torch, pickle and mmengine each have errors of their own
-            raise WeightsError(
-                f"pose engine 'mmpose': the files at {place} do not load "
-                f"({type(error).__name__}: {str(error).splitlines()[0]}). Take {POSE_FILE} and "
-                f"{BOX_FILE} as their authors publish them."
-            ) from error
+        self._pose = self._mmpose.init_model(
+            str(configs / "dwpose_config" / "dwpose-l_384x288.py"), device=device
+        )
+        _fill(self._pose, files[POSE_FILE])
+        self._boxes = self._mmdet.init_detector(
+            str(configs / "yolox_config" / "yolox_l_8xb8-300e_coco.py"), device=device
+        )
+        _fill(self._boxes, files[BOX_FILE])
         self._boxes.cfg = utils.adapt_mmdet_pipeline(self._boxes.cfg)
 
     def find(self, frames_TYXC: np.ndarray) -> list[FramePoses]:
@@ -140,6 +132,102 @@ def _configs() -> Path:
     return Path(next(iter(spec.submodule_search_locations))) / "dwpose"
 
 
+class _Inert:
+    """Stands for everything in a checkpoint that is no tensor: keeps nothing, does nothing."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> _Inert:
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __call__(self, *args: Any, **kwargs: Any) -> _Inert:
+        return self
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def append(self, value: Any) -> None:
+        """Take an item of a pickled list, and forget it."""
+
+    def extend(self, values: Any) -> None:
+        """Take items of a pickled list, and forget them."""
+
+
+_TENSOR_PARTS = {
+    ("collections", "OrderedDict"),
+    ("torch._utils", "_rebuild_tensor_v2"),
+    ("torch._utils", "_rebuild_parameter"),
+    ("torch.serialization", "_get_layout"),
+}
+
+
+class _TensorsOnly(pickle.Unpickler):
+    """Builds tensors and plain containers; no other code named in the file is ever run."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Resolve what tensors are made of; all else is :class:`_Inert`."""
+        if (module, name) in _TENSOR_PARTS:
+            return super().find_class(module, name)
+        return _Inert
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read the tensors of an mmengine checkpoint.
+
+    Beside them such a file holds the history of its training as pickled objects, which torch's
+    own reader refuses. Here they are stepped over.
+
+    Args:
+        path: A ``.pth`` file: ``state_dict``, and anything else.
+
+    Returns:
+        Tensors by name.
+
+    Raises:
+        WeightsError: If it is something else.
+    """
+    import torch
+
+    reader = types.SimpleNamespace(
+        Unpickler=_TensorsOnly,
+        load=lambda file, **options: _TensorsOnly(file, **options).load(),
+        __name__="pickle",
+    )
+    try:
+        whole = torch.load(path, map_location="cpu", pickle_module=reader, weights_only=False)
+    except Exception as error:  # torch, pickle and zipfile each have errors of their own
+        raise WeightsError(
+            f"{path} does not load ({type(error).__name__}: {str(error).splitlines()[0]}). Take "
+            f"the file as its authors publish it."
+        ) from error
+    state = whole.get("state_dict", whole) if isinstance(whole, dict) else {}
+    tensors = {name: value for name, value in state.items() if torch.is_tensor(value)}
+    if not tensors:
+        raise WeightsError(f"{path} holds no tensors. Take the file as its authors publish it.")
+    return tensors
+
+
+def _fill(network: Any, path: Path) -> None:
+    """Load a checkpoint into a network; names that the network does not have are left out."""
+    try:
+        missing = network.load_state_dict(read_checkpoint(path), strict=False).missing_keys
+    except RuntimeError as error:
+        raise WeightsError(
+            f"{path} is of another network: {str(error).splitlines()[-1]}"
+        ) from error
+    if missing:
+        raise WeightsError(
+            f"{path} is of another network: it lacks {len(missing)} tensors, {missing[0]} first."
+        )
+
+
 # Mends
 
 
@@ -158,7 +246,6 @@ def mend_imports() -> None:
         )
     _alias_pycocotools()
     _stand_in_for_mmcv_ext()
-    _allow_checkpoint_metadata()
 
 
 def _alias_pycocotools() -> None:
@@ -198,22 +285,3 @@ def _stand_in_for_mmcv_ext() -> None:
     module = _MmcvExt(name)
     module.__spec__ = importlib.machinery.ModuleSpec(name, loader=None)
     sys.modules[name] = module
-
-
-def _allow_checkpoint_metadata() -> None:
-    """Let torch.load read the training history in checkpoints, which holds only numbers."""
-    import torch
-
-    history = importlib.import_module("mmengine.logging.history_buffer")
-    core = importlib.import_module("numpy._core.multiarray")
-    dtypes = [type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool")]
-    torch.serialization.add_safe_globals(
-        [history.HistoryBuffer, core._reconstruct, core.scalar, np.ndarray, np.dtype, *dtypes]
-    )
-    # Checkpoints written beside numpy 1 name the same functions by their former place.
-    torch.serialization.add_safe_globals(
-        [
-            (core._reconstruct, "numpy.core.multiarray._reconstruct"),
-            (core.scalar, "numpy.core.multiarray.scalar"),
-        ]
-    )

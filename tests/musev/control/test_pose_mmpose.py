@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 
 from musev.control.person import PARTS
-from musev.control.pose_mmpose import BOX_FILE, POSE_FILE, MmposeEngine, mend_imports
+from musev.control.pose_mmpose import (
+    BOX_FILE,
+    POSE_FILE,
+    MmposeEngine,
+    mend_imports,
+    read_checkpoint,
+)
 from musev.errors import WeightsError
 
 INSTALLED = all(importlib.util.find_spec(name) for name in ("mmpose", "mmdet", "mmcv", "mmengine"))
@@ -97,7 +103,49 @@ def test_the_real_networks_load_and_run(weights: Path) -> None:
 @needs_extra
 @pytest.mark.slow
 def test_a_damaged_file_is_named_with_its_place(tmp_path: Path) -> None:
+    import torch
+
     for name in (POSE_FILE, BOX_FILE):
         (tmp_path / name).write_bytes(b"not weights")
-    with pytest.raises(WeightsError, match=f"files at {tmp_path} do not load"):
+    with pytest.raises(WeightsError, match=f"{POSE_FILE} does not load"):
         MmposeEngine(str(tmp_path))
+    torch.save({"state_dict": {"a": torch.zeros(2)}}, tmp_path / POSE_FILE)
+    with pytest.raises(WeightsError, match=rf"{POSE_FILE} is of another network: it lacks \d+"):
+        MmposeEngine(str(tmp_path))
+
+
+class Mischief:
+    """Pickles as a call of a function that writes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_checkpoints_tensors_are_read_and_nothing_else_in_it_is_run(
+    tmp_path: Path, legacy: bool
+) -> None:
+    import torch
+
+    wanted = {"head.weight": torch.arange(6.0).reshape(2, 3), "head.count": torch.tensor(7)}
+    history = {"loss": Mischief(tmp_path / "ran"), "lr": np.float64(3.0), "all": {1, 2}}
+    torch.save(
+        {"meta": {"epoch": 3, "hub": history}, "state_dict": wanted},
+        tmp_path / "c.pth",
+        _use_new_zipfile_serialization=not legacy,
+    )
+    read = read_checkpoint(tmp_path / "c.pth")
+    assert set(read) == set(wanted)
+    assert all(torch.equal(read[name], wanted[name]) for name in wanted)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_file_without_tensors_is_refused(tmp_path: Path) -> None:
+    import torch
+
+    torch.save({"state_dict": {"a": 1}}, tmp_path / "c.pth")
+    with pytest.raises(WeightsError, match="holds no tensors"):
+        read_checkpoint(tmp_path / "c.pth")
