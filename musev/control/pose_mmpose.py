@@ -1,7 +1,7 @@
 """The mmpose engine: DWPose or RTMPose for whole bodies, behind YOLOX person boxes.
 
 mmpose, mmdet and mmcv are older than the Python, numpy and torch of today. What stands in their way
-is mended here at first use, without touching their files; DEPENDENCIES.md has the list.
+is mended here at first use, without touching their files.
 
 Axes here: T frame, N person, P point of the 133, Y X pixel rows and columns, C channel.
 """
