@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from musev.config import ControlConfig
 from musev.control.control_names import CONTROLS, WEIGHTS
@@ -15,6 +16,7 @@ from musev.errors import RequestError, WeightsError
 from tests.musev.control.random_weights import write_weights
 from tests.musev.control.test_plain_maps import picture
 
+PORTRAIT = Path(__file__).parents[4] / "shared" / "media" / "Mona_Lisa.jpg"
 PLAIN = ("canny", "tile", "content", "lineart_standard")
 NEED_FILES = [name for name, control in CONTROLS.items() if control.detector in WEIGHTS]
 
@@ -115,3 +117,27 @@ def test_hed_and_its_scribble_are_told_apart(tmp_path: Path) -> None:
     (tmp_path / "ControlNetHED.pth").write_bytes(b"a")
     config = ControlConfig(weights={"annotators": str(tmp_path)})
     assert describe_detector("hed", config) != describe_detector("hed_scribble", config)
+
+
+def test_a_pose_name_finds_and_draws_a_real_person() -> None:
+    if not PORTRAIT.is_file():
+        pytest.skip(f"no {PORTRAIT}")
+    try:
+        told = describe_detector("dwpose_body_hand", ControlConfig())
+        detector = open_detector("dwpose_body_hand", ControlConfig(), device="cpu")
+    except WeightsError as error:
+        pytest.skip(str(error))
+    assert told["parts"] == "body,hands"
+    assert told["weights pose_landmarker.task"].startswith("sha256:4eaa5eb7")
+    picture = Image.open(PORTRAIT).convert("RGB")
+    picture.thumbnail((512, 768))
+    frames_TYXC = np.stack([np.asarray(picture), np.zeros((*picture.size[::-1], 3), np.uint8)])
+    maps_TYXC, poses = detector.detect(frames_TYXC)
+    assert [len(people) for people in poses] == [1, 0]
+    assert not maps_TYXC[1].any()
+    np.testing.assert_array_equal(detector.maps(frames_TYXC), maps_TYXC)
+    neck, nose = poses[0][0].body_K3[1], poses[0][0].body_K3[0]
+    # She sits in the middle; her chin is a quarter down the picture (looked up by eye).
+    assert 0.35 < neck[0] < 0.65
+    assert nose[1] < 0.33 < neck[1] + 0.05
+    assert maps_TYXC[0].any()
