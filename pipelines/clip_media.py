@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -37,7 +38,8 @@ def open_media(
         MediaError: If something is gone, has changed, or cannot be decoded.
     """
     digests, uris = json.loads(digests_json), request.media
-    video, keypoints = uris.pop("video", None), uris.pop("keypoints", None)
+    video = uris.pop("video", None)
+    uris.pop("keypoints", None)  # their maps are drawn
     pictures: dict[str, list[np.ndarray]] = {}
     for name, uri in uris.items():
         picture_YXC = read_image(cache.read(uri, digests[name]), name=f"{name} {uri}")
@@ -45,7 +47,7 @@ def open_media(
     media: Media = {
         column: several if len(several) > 1 else several[0] for column, several in pictures.items()
     }
-    assert maps_json or keypoints is None, "keypoints, but no maps drawn of them"
+    assert maps_json or not request.needs_maps, "control maps that were not made"
     with ExitStack() as stack:
         needs_video = request.start_from_video or not request.maps_made_of
         if video is not None and needs_video:
@@ -67,6 +69,7 @@ def _open_maps(
 ) -> Any:
     from musev.control.clip_control import ControlMaps  # with torch, which only workers have
 
+    @functools.cache
     def open_piece(name: str, number: int) -> Path:
         piece = places[name]["pieces"][number]
         return stack.enter_context(cache.open_file(piece["uri"], piece["digest"]))[1]

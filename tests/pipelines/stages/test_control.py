@@ -282,6 +282,8 @@ def test_what_cannot_be_aligned_is_refused_with_a_reason(tmp_path: Path) -> None
     outcome, _ = moved(tmp_path / "nobody", (), [(figure(),)], "always")
     assert (outcome["status"], outcome["error_class"]) == ("failed", "RequestError")
     assert "nobody was found in the condition image" in outcome["error_message"]
-    outcome, _ = moved(tmp_path / "deformed", (figure(right=0.3, arm=0.9),), [(figure(),)], "auto")
+    legs_K3 = figure(right=0.2).body_K3.copy()
+    legs_K3[:8] = legs_K3[14:] = 0
+    outcome, _ = moved(tmp_path / "legs", (Person.of(legs_K3),), [(figure(),)], "auto")
     assert outcome["status"] == "failed"
-    assert "deformed figure" in outcome["error_message"]
+    assert "neither a neck nor both shoulders" in outcome["error_message"]
