@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from jobs.text_to_video import app, main
 from musev.media import encode_png, probe_video, write_segment
 from musev.synthetic.portraits import draw_portrait
 from pipelines.manifest import write_manifest
+from tests.job_process import run_job
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--set", "width=64", "--set", "height=64", "--set", "sampling.num_steps=2"]
@@ -79,7 +79,11 @@ def test_a_licence_that_is_required_is_checked_before_anything_is_done(
     assert not (tmp_path / "out").exists()
     assert main(job(tmp_path, "rows.jsonl", "--dry-run", "--require-licence", "any")) == 2
     assert "must be commercial" in capsys.readouterr().err
-    (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    (tmp_path / "free").mkdir()
+    (tmp_path / "free" / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    (tmp_path / "free" / "style.safetensors").touch()
+    row["loras"] = ["free/style.safetensors"]
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
     main(job(tmp_path, "rows.jsonl", *wanted))
     assert "no licence" not in capsys.readouterr().err
 
@@ -156,7 +160,7 @@ BAD_ROWS = {
     "odd-size": "RequestError",
     "huge-size": "RequestError",
     "no-subject": "RequestError",
-    "later-feature": "RequestError",
+    "no-such-film": "MediaError",
     "other-weights": "RequestError",
     "no-driver": "RequestError",
     "unreadable-column": "RequestError",
@@ -213,7 +217,7 @@ def write_mixed_manifest(folder: Path) -> Path:
         {"request_id": "odd-size", "prompt": "a man", "width": 70},
         {"request_id": "huge-size", "prompt": "a man", "width": 1_000_000},
         {"request_id": "no-subject"},
-        {"request_id": "later-feature", "prompt": "a man", "video": "dance.mp4"},
+        {"request_id": "no-such-film", "prompt": "a man", "video": "dance.mp4"},
         {"request_id": "other-weights", "prompt": "a man", "profile": "musev"},
         {"request_id": "no-driver", "condition_image": "nodriver://bucket/face.png"},
         {"request_id": "unreadable-column", "prompt": "nobody will read this"},
@@ -236,28 +240,14 @@ def write_mixed_manifest(folder: Path) -> Path:
     return path
 
 
-def status_of(command: list[str]) -> subprocess.CompletedProcess[str]:
-    ray_folder = tempfile.mkdtemp(prefix="mvr", dir="/tmp")
-    environment = {**os.environ, "RAY_TMPDIR": ray_folder, "OMP_NUM_THREADS": "1"}
-    environment.pop("RAY_ADDRESS", None)
-    try:
-        return subprocess.run(
-            [sys.executable, "-m", "jobs.text_to_video", *command],
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=400,
-            check=False,
-        )
-    finally:
-        shutil.rmtree(ray_folder, ignore_errors=True)
+def rendered(*command: str) -> subprocess.CompletedProcess[str]:
+    return run_job("jobs.text_to_video", *command, timeout_s=400)
 
 
 @pytest.fixture(scope="module")
 def mixed_run(folder: Path, portraits: list[str]) -> subprocess.CompletedProcess[str]:
     write_mixed_manifest(folder)
-    return status_of(job(folder, "mixed.parquet", "--workers", "2"))
+    return rendered(*job(folder, "mixed.parquet", "--workers", "2"))
 
 
 def results(folder: Path) -> dict[str, dict[str, Any]]:
@@ -344,7 +334,7 @@ def test_a_second_run_renders_nothing_and_a_mended_row_is_taken_up(
     commits = folder / "out" / "commits"
     before = {path.name: path.read_bytes() for path in commits.iterdir()}
     shutil.copy(folder / "person-1.png", folder / "missing.png")
-    again = status_of(job(folder, "mixed.parquet", "--set", "num_frames=3"))
+    again = rendered(*job(folder, "mixed.parquet", "--set", "num_frames=3"))
     rows = results(folder)
     after = {path.name: path.read_bytes() for path in commits.iterdir()}
     assert again.returncode == 3, again.stderr
@@ -393,7 +383,7 @@ def test_rows_with_loras_of_their_own_share_a_worker_without_a_trace(tmp_path: P
         for name, loras in choices.items()
     ]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    done = status_of(job(tmp_path, "rows.jsonl", "--workers", "1"))
+    done = rendered(*job(tmp_path, "rows.jsonl", "--workers", "1"))
     assert done.returncode == 0, done.stderr
     found = results(tmp_path)
     assert len({row["sha256"] for row in found.values()}) == len(rows)
@@ -408,7 +398,7 @@ def test_rows_with_loras_of_their_own_share_a_worker_without_a_trace(tmp_path: P
         "\n".join(json.dumps(row) for row in rows if row["request_id"] in ("none-18", "both-18"))
     )
     (tmp_path / "out").rename(tmp_path / "first")
-    again = status_of(job(tmp_path, "alone.jsonl", "--workers", "2"))
+    again = rendered(*job(tmp_path, "alone.jsonl", "--workers", "2"))
     assert again.returncode == 0, again.stderr
     for name, row in results(tmp_path).items():
         assert (row["sample_id"], row["sha256"]) == (
