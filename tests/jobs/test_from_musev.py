@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +15,7 @@ from PIL import Image
 from jobs.from_musev import app, main, measure_video
 from musev.media import encode_png, probe_video, write_segment
 from musev.synthetic.portraits import draw_portrait
-from tests.goldens import ROOT
+from tests.job_process import run_job
 
 TINY = ["weights.random_seed=1", "precision=float32", "sampling.num_steps=2"]
 TINY += ["sampling.first_frame.num_steps=2"]
@@ -135,31 +130,12 @@ def test_the_weights_of_the_command_are_used_without_others(
         assert f"checkpoints/t2i/sd1.5/{model}/tokenizer is missing" in told.err
 
 
-def run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run the job as a process of its own, with a Ray of its own."""
-    ray_folder = tempfile.mkdtemp(prefix="mvr", dir="/tmp")
-    environment = {**os.environ, "RAY_TMPDIR": ray_folder, "OMP_NUM_THREADS": "1"}
-    environment.pop("RAY_ADDRESS", None)
-    try:
-        return subprocess.run(
-            [sys.executable, "-m", "jobs.from_musev", *command],
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=280,
-            check=False,
-        )
-    finally:
-        shutil.rmtree(ray_folder, ignore_errors=True)
-
-
 @pytest.mark.timeout(300)
 def test_the_readmes_command_renders(project: Path) -> None:
     """With every task of the file: one renders, one fails alone, one cannot be read."""
     line = README.replace("--target_datas yongen", "--target_datas all")
     line += " --save_images --save_filetype gif"
-    done = run(arguments(project, line))
+    done = run_job("jobs.from_musev", *arguments(project, line), timeout_s=280)
     assert done.returncode == 3, done.stderr
     assert "left out: row 3, column 'prompt'" in done.stderr
     rows = results(project / "output" / "majicmixRealv6Fp16")
@@ -226,7 +202,7 @@ def test_a_video2video_command_renders(project: Path) -> None:
         "--fps 12 --which2video video --video_strength 0.5"
     )
     more = ["--set", "sampling.windows.num_frames=4", "--set", "sampling.windows.overlap=1"]
-    done = run(arguments(project, line, *more))
+    done = run_job("jobs.from_musev", *arguments(project, line, *more), timeout_s=280)
     assert done.returncode == 0, done.stdout + done.stderr
     lengths = {"follows": 9, "outside": 10, "filmed": 9}
     for model in ("majicmixRealv6Fp16", "fantasticmix_v10"):

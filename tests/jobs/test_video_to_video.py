@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +19,7 @@ from musev.media import encode_png, probe_video, read_video, write_segment
 from musev.synthetic.clips import draw_clip
 from musev.synthetic.portraits import draw_portrait
 from pipelines.manifest import write_manifest
+from tests.job_process import run_job
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 64
@@ -136,30 +134,11 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
-def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a job in a process and a Ray of its own."""
-    ray_folder = tempfile.mkdtemp(prefix="mvr", dir="/tmp")
-    environment = {**os.environ, "RAY_TMPDIR": ray_folder, "OMP_NUM_THREADS": "1"}
-    environment.pop("RAY_ADDRESS", None)
-    try:
-        return subprocess.run(
-            [sys.executable, "-m", module, *arguments],
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=500,
-            check=False,
-        )
-    finally:
-        shutil.rmtree(ray_folder, ignore_errors=True)
-
-
 @pytest.fixture(scope="module")
 def finished(folder: Path) -> dict[str, dict[str, Any]]:
     """The results table of the run, by request."""
     command = ["--manifest", str(folder / "all.parquet"), "--output", str(folder / "out"), *SMALL]
-    done = run("jobs.text_to_video", *command, "--workers", "2")
+    done = run_job("jobs.text_to_video", *command, "--workers", "2", timeout_s=500)
     assert done.returncode == 3, done.stderr
     table = pq.read_table(folder / "out" / "results.parquet")
     return {row["request_id"]: row for row in table.to_pylist()}
