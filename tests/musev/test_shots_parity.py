@@ -188,7 +188,7 @@ def bundle_of(case: dict[str, Any], recorded: dict[str, Any]) -> ModelBundle:
 
 
 @pytest.mark.parametrize("name", cases())
-def test_predictor_run(name: str) -> None:
+def test_pipeline_predictor_run(name: str) -> None:
     """Every step of every shot, and the frames of the finished video, equal the original's."""
     require_goldens()
     case, recorded = pipeline_case(name)
