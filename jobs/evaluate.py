@@ -34,7 +34,7 @@ from jobs._cli import (
 )
 from jobs._console import INTERRUPTED, Teller, disconnect, terminate_as_interrupt
 from musev.errors import ConfigError
-from musev.weights import controlnet_names, digest_weights
+from musev.weight_parts import controlnet_names, digest_weights
 from pipelines.evaluate import EvaluationGraph, EvaluationPlan, plan_evaluation, run_evaluation
 from pipelines.evaluation_page import PAGE
 from pipelines.held_out import (

@@ -29,7 +29,7 @@ from jobs._console import INTERRUPTED, Teller, disconnect, terminate_as_interrup
 from musev.errors import ConfigError
 from musev.registry import PROFILES
 from musev.settings import replace_settings
-from musev.weights import digest_weights
+from musev.weight_parts import digest_weights
 from pipelines.clip_table import ClipTable, read_clip_table
 from pipelines.dataset_card import CARD, FAILED, INDEX, PAGE, DatasetState
 from pipelines.dataset_plan import DatasetConfig, Source

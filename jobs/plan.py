@@ -36,7 +36,7 @@ from jobs._cli import (
 )
 from musev.config import ClipRequest, Precision, WeightsConfig
 from musev.errors import ConfigError, ManifestError
-from musev.weights import digest_weights
+from musev.weight_parts import digest_weights
 from pipelines.clip_forecast import (
     BYTES_PER_PIXEL,
     FindCost,

@@ -54,7 +54,7 @@ def prepare_weights(
         settings = load_settings(profile, changes or ())
         from musev.models.bundle import load_bundle, save_bundle
         from musev.training.starts import load_vae
-        from musev.weights import digest_weights
+        from musev.weight_parts import digest_weights
 
         weights = settings.profile.weights
         bundle = load_bundle(weights)

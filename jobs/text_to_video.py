@@ -37,7 +37,7 @@ from jobs._console import INTERRUPTED, Teller, disconnect, terminate_as_interrup
 from musev.config import ClipRequest, to_plain
 from musev.errors import ManifestError, RequestError
 from musev.licences import check_licences, licence_of, licences_of
-from musev.weights import digest_weights
+from musev.weight_parts import digest_weights
 from pipelines.control_maps import describe_detectors
 from pipelines.forecast import compare, forecast_profile
 from pipelines.ledger import RESULTS, Ledger, Record

@@ -15,15 +15,9 @@ from pathlib import Path
 
 from musev.config import WeightsConfig
 from musev.errors import ConfigError, WeightsError
+from musev.weight_parts import CONTROLNETS, EMBEDDINGS, bundle_folder, bundle_paths, controlnet_part
 from musev.weight_store import is_remote
-from musev.weights import (
-    CONTROLNETS,
-    EMBEDDINGS,
-    bundle_folder,
-    bundle_paths,
-    controlnet_part,
-    local_path,
-)
+from musev.weights import local_path
 
 UNKNOWN = "unknown"
 OWN = "mit"

@@ -26,7 +26,7 @@ from typing import Any
 from musev.config import ClipRequest
 from musev.control.control_names import CONTROLS
 from musev.control.controlnets import controlnet_for
-from musev.weights import CONTROLNETS, digests_in_use
+from musev.weight_parts import CONTROLNETS, digests_in_use
 from pipelines.rows import canonical_json
 
 PIECE_FRAMES = 96

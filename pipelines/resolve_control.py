@@ -8,7 +8,7 @@ from typing import Any
 from musev.config import Profile
 from musev.control.control_names import CONTROLS
 from musev.control.controlnets import controlnet_for
-from musev.weights import controlnet_names
+from musev.weight_parts import controlnet_names
 from pipelines.checks import nearest_hint, shorten
 
 RECOMMENDED_POSE = "dwpose_body_hand"

@@ -38,7 +38,7 @@ from musev.models.attachments import ControlResiduals, PoseFeatures
 from musev.models.bundle import ModelBundle
 from musev.models.control import ControlNet, MultiControlNet, PoseGuider
 from musev.models.trees import map_tensors
-from musev.weights import POSE_GUIDER
+from musev.weight_parts import POSE_GUIDER
 
 EMBEDDED_BYTES = 512 * 2**20
 """Bound on the embedded frames kept for a clip and a network: 200 frames of 512x512 in half

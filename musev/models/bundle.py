@@ -31,7 +31,7 @@ from musev.models.published import build_released, load_published
 from musev.models.reference import ReferenceNet2D
 from musev.models.text_inversion import Words, add_words, read_vectors
 from musev.models.unet import UNet3DConditionModel
-from musev.weights import (
+from musev.weight_parts import (
     BUNDLE_FILE,
     CONTROLNETS,
     EMBEDDINGS,
@@ -39,10 +39,8 @@ from musev.weights import (
     bundle_paths,
     controlnet_part,
     extra_paths,
-    local_path,
-    read_config,
-    rename_vae,
 )
+from musev.weights import local_path, read_config, rename_vae
 
 FORMAT = 1
 

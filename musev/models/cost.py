@@ -39,7 +39,7 @@ from musev.models.bundle import empty_networks
 from musev.models.control import ControlNet, MultiControlNet
 from musev.models.loading import DTYPES
 from musev.models.vae import scale_factor
-from musev.weights import CONTROLNETS, controlnet_part
+from musev.weight_parts import CONTROLNETS, controlnet_part
 
 LATENT_CHANNELS = 4
 

@@ -16,13 +16,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel
 
 from musev.config import Precision, ScheduleConfig
 from musev.errors import MusevError, WeightsError
-from musev.weights import (
-    check_keys,
-    find_weights,
-    load_state_dict,
-    read_config,
-    shapes_of,
-)
+from musev.weights import check_keys, find_weights, load_state_dict, read_config, shapes_of
 
 NetT = TypeVar("NetT", bound=nn.Module)
 State = dict[str, Tensor]

@@ -18,7 +18,7 @@ from musev.errors import WeightsError
 from musev.lora_choice import LoraFile
 from musev.models.lora import block_deltas, merge_deltas
 from musev.models.lora_files import TEXT_PREFIX, LoraPair, LoraPairs, read_lora
-from musev.weights import hash_file
+from musev.weight_parts import hash_file
 
 logger = logging.getLogger(__name__)
 

@@ -48,13 +48,12 @@ from musev.models.single_file import (
     vae_name,
 )
 from musev.models.unet import UNet3DConditionModel, released_config
+from musev.weight_parts import image_prompt_wins, published_paths
 from musev.weights import (
     check_keys,
     find_weights,
-    image_prompt_wins,
     load_state_dict,
     local_path,
-    published_paths,
     read_config,
     rename_ip_adapter,
     rename_vae,

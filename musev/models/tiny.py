@@ -33,7 +33,7 @@ from musev.models.control import ControlNet
 from musev.models.image_prompt import ImageProjection
 from musev.models.reference import ReferenceNet2D
 from musev.models.unet import UNet3DConditionModel, released_config
-from musev.weights import TINY_CONTROLNETS
+from musev.weight_parts import TINY_CONTROLNETS
 
 TOKEN_WIDTH = 32
 EMBEDDING_WIDTH = 32

@@ -26,7 +26,7 @@ from musev.models.control import ControlNet
 from musev.models.image_prompt import ImageProjection
 from musev.models.reference import ReferenceNet2D
 from musev.models.unet import UNet3DConditionModel, released_config
-from musev.weights import CONTROLNETS, controlnet_part
+from musev.weight_parts import CONTROLNETS, controlnet_part
 
 CONTROL = "openpose"
 """Name under which a bundle keeps the ControlNet that is trained here."""

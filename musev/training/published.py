@@ -20,7 +20,7 @@ from transformers import CLIPTokenizer
 from musev.config import ScheduleConfig, WeightsConfig, to_plain
 from musev.models.published import MOTION_MARKS
 from musev.training.networks import CONTROL, LAYER_NORM_EPS, Networks
-from musev.weights import IMAGE_PROMPT_FILE
+from musev.weight_parts import IMAGE_PROMPT_FILE
 
 MOTION_NAME = "musev_referencenet"
 UNET_CONFIG = {"_class_name": "UNet2DConditionModel"}

@@ -29,7 +29,8 @@ from musev.training.networks import (
     networks_of,
 )
 from musev.training.vocabulary import make_word_tokenizer
-from musev.weights import BUNDLE_FILE, rename_vae
+from musev.weight_parts import BUNDLE_FILE
+from musev.weights import rename_vae
 
 logger = logging.getLogger(__name__)
 

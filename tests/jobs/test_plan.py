@@ -84,7 +84,7 @@ def test_an_earlier_run_tells_the_speed_and_what_is_done(
 ) -> None:
     """A run of the same rows is planned again over its own output."""
     from jobs._cli import load_settings
-    from musev.weights import digest_weights
+    from musev.weight_parts import digest_weights
     from pipelines.media_cache import MediaCache
     from pipelines.text_to_video import Graph
 

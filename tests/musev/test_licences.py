@@ -18,7 +18,7 @@ from musev.licences import (
 )
 from musev.models.bundle import save_bundle
 from musev.models.tiny import make_tiny_bundle
-from musev.weights import digest_weights
+from musev.weight_parts import digest_weights
 
 PAGE = "---\ntags:\n- art\nlicense: {}\n---\n# A model\n"
 

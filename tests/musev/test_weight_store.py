@@ -16,8 +16,9 @@ from musev.config import WeightsConfig
 from musev.errors import WeightsError
 from musev.models.bundle import load_bundle, save_bundle
 from musev.models.tiny import make_tiny_bundle
+from musev.weight_parts import digest_weights
 from musev.weight_store import RECORD, _fetched, default_folder, is_remote, local_part
-from musev.weights import digest_weights, local_path
+from musev.weights import local_path
 from tests.musev.models.published_layout import write_published
 from tests.s3_server import S3Server, s3_server, s3_uri
 

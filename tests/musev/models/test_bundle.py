@@ -16,7 +16,7 @@ from musev.models.bundle import ModelBundle, empty_networks, load_bundle, save_b
 from musev.models.control import ControlNet
 from musev.models.image_prompt import ImageProjection
 from musev.models.tiny import make_tiny_bundle
-from musev.weights import BUNDLE_FILE, digest_weights
+from musev.weight_parts import BUNDLE_FILE, digest_weights
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,8 @@ from musev.models.image_prompt import (
 from musev.models.ip_adapter import load_face_projection, load_image_projection, read_adapter
 from musev.models.loading import build_empty
 from musev.models.tiny import EMBEDDING_WIDTH, TOKEN_WIDTH, make_tiny_bundle, randomize
-from musev.weights import digest_weights, image_prompt_wins, rename_ip_adapter
+from musev.weight_parts import digest_weights, image_prompt_wins
+from musev.weights import rename_ip_adapter
 from tests.goldens import GOLDENS, require_goldens
 from tests.musev.models.published_layout import write_published
 

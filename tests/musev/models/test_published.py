@@ -26,7 +26,7 @@ from musev.models.bundle import ModelBundle, load_bundle
 from musev.models.published import MOTION_MARKS, build_released
 from musev.models.tiny import make_tiny_bundle
 from musev.render import denoise_request
-from musev.weights import digest_weights, published_paths
+from musev.weight_parts import digest_weights, published_paths
 from tests.goldens import GOLDENS, require_goldens
 from tests.musev.models.published_layout import SCHEDULER, write_config, write_published
 

@@ -30,7 +30,7 @@ from musev.models.single_file import (
     vae_name,
 )
 from musev.models.tiny import make_tiny_bundle
-from musev.weights import digest_weights
+from musev.weight_parts import digest_weights
 from tests.goldens import GOLDENS, require_goldens
 from tests.musev.models.published_layout import write_config, write_published
 
