@@ -330,6 +330,8 @@ class ControlConfig:
     """Short side at which detectors look, in pixels; None: that of the frame, as upstream."""
     min_confidence: float = 0.3
     """Keypoints below it are not drawn (the original's threshold for DWPose)."""
+    follow_person: bool = False
+    """Whether one person of a video is followed and put first; so it is with the two below."""
     smoothing: float = 0.0
     """Share of the previous frame's keypoints kept in the next; 0 is off."""
     max_gap_frames: int = 0
@@ -340,6 +342,11 @@ class ControlConfig:
     canny_high: float = 200.0
     seed: int = 0
     """Decides the warp of ``content`` and the colours of ``sam``."""
+
+    @property
+    def steadies(self) -> bool:
+        """Whether the people of a video are looked at as a whole."""
+        return self.follow_person or self.smoothing > 0 or self.max_gap_frames > 0
 
     def __post_init__(self) -> None:
         _check_literals(self)

@@ -17,8 +17,15 @@ from typing import Any
 
 from musev.config import ClipRequest, ControlConfig
 from musev.control.control_names import CONTROLS
-from musev.errors import ConfigError, MusevError, WeightsError
-from pipelines.control_units import Descriptions, MapUnit, RowUnits, maps_to_json, units_of
+from musev.errors import MusevError, WeightsError
+from pipelines.control_units import (
+    STEADY,
+    Descriptions,
+    MapUnit,
+    RowUnits,
+    maps_to_json,
+    units_of,
+)
 from pipelines.outcomes import READY, Row
 from pipelines.progress import BoardView, Pulse
 from pipelines.resources import (
@@ -29,7 +36,7 @@ from pipelines.resources import (
     plan_control_workers,
 )
 from pipelines.rounds import SILENCE_S, RemoteSigns, Rounds, run_rounds
-from pipelines.rows import request_from_json
+from pipelines.rows import canonical_json, request_from_json
 from pipelines.stages.control import MakeMaps, MapSetup
 
 logger = logging.getLogger(__name__)
@@ -69,7 +76,7 @@ class Detectors:
         return {k: known[k] for k in _DRAWING if k in known} if _is_drawn(request, name) else known
 
 
-_DRAWING = ("control", "version", "min_confidence")
+_DRAWING = ("control", "version", "min_confidence", STEADY)
 """What decides a map that is drawn from given keypoints."""
 
 
@@ -89,12 +96,8 @@ def describe_detectors(requests: Sequence[ClipRequest], config: ControlConfig) -
     Returns:
         The descriptions.
 
-    Raises:
-        ConfigError: If poses are asked for with a setting that nothing reads.
     """
     names = {name for request in requests if request.needs_maps for name in request.control}
-    if any(name in CONTROLS and CONTROLS[name].parts for name in names):
-        _refuse_unused(config)
     known, unusable = {}, {}
     for name in sorted(names):
         from musev.control.detectors import MAPS_VERSION, describe_detector
@@ -108,15 +111,14 @@ def describe_detectors(requests: Sequence[ClipRequest], config: ControlConfig) -
             known[name] = describe_detector(name, config)
         except MusevError as error:
             known[name], unusable[name] = drawing, str(error)
+        if config.steadies and name in CONTROLS and CONTROLS[name].parts:
+            known[name] = {**known[name], STEADY: _describe_steadying(config)}
     return Detectors(known=known, unusable=unusable)
 
 
-def _refuse_unused(config: ControlConfig) -> None:
-    if config.smoothing or config.max_gap_frames:
-        raise ConfigError(
-            "control.smoothing and control.max_gap_frames change nothing yet: every frame's people "
-            "stand for themselves. Leave both at 0."
-        )
+def _describe_steadying(config: ControlConfig) -> str:
+    settings = {"max_gap_frames": config.max_gap_frames, "smoothing": config.smoothing}
+    return canonical_json(settings)
 
 
 def make_maps(
@@ -148,14 +150,18 @@ def make_maps(
     out_uri = setup.ledger.out_uri
     run = functools.partial(_run, setup=setup, shape=shape, on_maps=on_maps, silence_s=silence_s)
     planned = [_units(row, detectors) for row in rows]
-    records, failures = run([unit for row in planned for made in row.values() for unit in made.all])
-    # Who is moved onto a portrait has to be found first.
-    planned = [
-        {name: _with_aligned(made, records, out_uri) for name, made in row.items()}
-        for row in planned
-    ]
-    moved = run([unit for row in planned for made in row.values() for unit in made.aligned])
-    records, failures = records | moved[0], failures | moved[1]
+    records: dict[str, Any] = {}
+    failures: dict[str, Row] = {}
+    # People have to be found before one is followed, and followed before all are moved.
+    for plan in (None, RowUnits.with_steadied, RowUnits.with_redrawn, RowUnits.with_aligned):
+        if plan is not None:
+            planned = [
+                {name: _planned(made, plan, records, out_uri) for name, made in row.items()}
+                for row in planned
+            ]
+        units = [unit for row in planned for made in row.values() for unit in made.planned]
+        made = run([unit for unit in units if unit.key not in records | failures])
+        records, failures = records | made[0], failures | made[1]
     return [
         _finish(row, made, records, failures, out_uri)
         for row, made in zip(rows, planned, strict=True)
@@ -168,9 +174,15 @@ def _units(row: Row, detectors: Detectors) -> dict[str, RowUnits]:
     return units_of(request, digests, row.get("video_frames", 0), detectors.of(request))
 
 
-def _with_aligned(made: RowUnits, records: Mapping[str, Any], out_uri: str) -> RowUnits:
-    found = all(unit.key in records for unit in made.all)
-    return made.with_aligned(records, out_uri) if found else made
+def _planned(
+    made: RowUnits,
+    plan: Callable[[RowUnits, Mapping[str, Any], str], RowUnits],
+    records: Mapping[str, Any],
+    out_uri: str,
+) -> RowUnits:
+    """Plan the next wave of a row whose earlier ones have all been made."""
+    found = all(unit.key in records for unit in made.planned)
+    return plan(made, records, out_uri) if found else made
 
 
 def _find_records(setup: MapSetup, units: Collection[MapUnit]) -> dict[str, Any]:
@@ -253,7 +265,7 @@ def _finish(
     failures: Mapping[str, Row],
     out_uri: str,
 ) -> Row:
-    for unit in (unit for units in made.values() for unit in (*units.all, *units.aligned)):
+    for unit in (unit for units in made.values() for unit in units.planned):
         if (failed := failures.get(unit.key)) is not None:
             named = ("status", "error_class", "error_stage", "error_message", "error_traceback")
             return {**row, "control_maps": "", **{name: failed[name] for name in named}}

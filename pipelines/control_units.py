@@ -34,7 +34,10 @@ PIECE_FRAMES = 96
 FORMAT_VERSION = 1
 """Part of every key; raised when the same settings would give other maps by our own doing."""
 PICTURE = "condition_image"
+KEYPOINTS = "keypoints"
 PEOPLE = "people"
+STEADY = "steady"
+"""What a unit is made of that follows one person through all pieces; and, in a description, how."""
 
 
 def digests_of(model_digests: Mapping[str, str], request: ClipRequest) -> dict[str, str]:
@@ -57,7 +60,8 @@ class MapUnit:
     control: str
     column: str
     """What they are made of: ``video``, ``keypoints``, ``condition_image``; or ``people``, found by
-    another unit, who are moved onto the person of a portrait."""
+    another unit, who are moved onto the person of a portrait; or ``steady``: no maps, but the
+    people of all pieces, one of them followed."""
     uri: str
     digest: str
     detector: Mapping[str, str]
@@ -72,6 +76,8 @@ class MapUnit:
     first: int = 0
     stop: int = 1
     """Of the frames that the clip would read one after another: from the first to before this."""
+    sources: Sequence[Mapping[str, str]] = ()
+    """For ``steady``: ``uri`` and ``digest`` of the people of every piece, in order."""
     align: str = ""
     """For ``people``: ``auto`` (where they differ) or ``always``."""
     leader: Mapping[str, str] = field(default_factory=dict)
@@ -83,7 +89,7 @@ class MapUnit:
     def key(self) -> str:
         """64 hex digits that follow from what decides the pixels; not from the place."""
         decides = {**dataclasses.asdict(self), "format": FORMAT_VERSION}
-        for place in (decides, decides["leader"], decides["portrait"]):
+        for place in (decides, decides["leader"], decides["portrait"], *decides["sources"]):
             place.pop("uri", None)
         return hashlib.sha256(canonical_json(decides).encode()).hexdigest()
 
@@ -98,7 +104,8 @@ class MapUnit:
 
 def unit_from_json(text: str) -> MapUnit:
     """Read what :meth:`MapUnit.to_json` wrote."""
-    return MapUnit(**json.loads(text))
+    values = json.loads(text)
+    return MapUnit(**{**values, "sources": tuple(values["sources"])})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +114,12 @@ class RowUnits:
 
     pieces: Sequence[MapUnit]
     """One after another; none for a row that brings its maps."""
+    steady: str = ""
+    """How one person is followed through them, as JSON; empty: every frame stands for itself."""
+    steadied: MapUnit | None = None
+    """Where that is done; planned when the people of all pieces have been found."""
+    redrawn: Sequence[MapUnit] = ()
+    """The pieces again, of the people as they are then."""
     picture: MapUnit | None
     """The condition image's map."""
     in_front: bool = False
@@ -120,11 +133,49 @@ class RowUnits:
         """What can be made at once."""
         return [*self.pieces, *([] if self.picture is None else [self.picture])]
 
+    @property
+    def drawn(self) -> Sequence[MapUnit]:
+        """The pieces that count, before people are moved."""
+        return self.redrawn or self.pieces
+
+    @property
+    def planned(self) -> list[MapUnit]:
+        """All that is known so far to have to be made."""
+        steadied = [] if self.steadied is None else [self.steadied]
+        return [*self.all, *steadied, *self.redrawn, *self.aligned]
+
+    def with_steadied(self, records: Records, out_uri: str) -> RowUnits:
+        """Plan to follow one person, if that is wanted; arguments as :meth:`with_aligned`."""
+        if not self.steady or not self.pieces:
+            return self
+        places = [_place(records[piece.key]["people"], out_uri) for piece in self.pieces]
+        first = self.pieces[0]
+        steadied = dataclasses.replace(
+            first,
+            **places[0],
+            column=STEADY,
+            detector={**first.detector, STEADY: self.steady},
+            stop=self.pieces[-1].stop,
+            sources=tuple(places),
+        )
+        return dataclasses.replace(self, steadied=steadied)
+
+    def with_redrawn(self, records: Records, out_uri: str) -> RowUnits:
+        """Plan to draw the people as they were followed; arguments as :meth:`with_aligned`."""
+        if self.steadied is None:
+            return self
+        place = _place(records[self.steadied.key]["people"], out_uri)
+        redrawn = [
+            dataclasses.replace(piece, **place, column=KEYPOINTS, sample_rate=None)
+            for piece in self.pieces
+        ]
+        return dataclasses.replace(self, redrawn=redrawn)
+
     def with_aligned(self, records: Records, out_uri: str) -> RowUnits:
         """Plan the moving of people, where there is any.
 
         Args:
-            records: Of everything in :attr:`all`.
+            records: Of everything in :attr:`planned`.
             out_uri: Records name paths below it.
 
         Returns:
@@ -142,10 +193,10 @@ class RowUnits:
                 **people(piece),
                 column=PEOPLE,
                 align=self.align,
-                leader=people(self.pieces[0]),
+                leader=people(self.drawn[0]),
                 portrait=people(self.picture),
             )
-            for piece in self.pieces
+            for piece in self.drawn
         ]
         return dataclasses.replace(self, aligned=aligned)
 
@@ -178,7 +229,7 @@ def units_of(
     for name in request.control:
         common = {
             "control": name,
-            "detector": dict(detectors[name]),
+            "detector": {k: v for k, v in detectors[name].items() if k != STEADY},
             "width": request.width,
             "height": request.height,
             "upstream_fit": request.sampling.image_fit == "upstream",
@@ -204,7 +255,11 @@ def units_of(
             uri = request.media[PICTURE]
             picture = MapUnit(**common, column=PICTURE, uri=uri, digest=digests[PICTURE])
         found[name] = RowUnits(
-            pieces=pieces, picture=picture, in_front=request.condition_has_own_map, align=align
+            pieces=pieces,
+            steady=detectors[name].get(STEADY, ""),
+            picture=picture,
+            in_front=request.condition_has_own_map,
+            align=align,
         )
     return found
 
@@ -232,7 +287,7 @@ def maps_to_json(units: Mapping[str, RowUnits], records: Records, out_uri: str) 
         {
             name: {
                 "piece_frames": PIECE_FRAMES,
-                "pieces": [place(*pair) for pair in zip_longest(row.pieces, row.aligned)],
+                "pieces": [place(*pair) for pair in zip_longest(row.drawn, row.aligned)],
                 "front": place(row.picture) if row.picture and row.in_front else None,
             }
             for name, row in units.items()

@@ -24,6 +24,7 @@ from musev.control.align import align_people, needs_alignment, plan_alignment
 from musev.control.control_names import CONTROLS
 from musev.control.keypoints import fit_people, read_people, time_people
 from musev.control.person import FramePoses, PoseVideo, PoseWriter, iter_poses, scan_poses
+from musev.control.tracking import PoseReport, steady_people
 from musev.errors import MediaError, RequestError, StorageError
 from musev.media import (
     encode_png,
@@ -34,7 +35,7 @@ from musev.media import (
     time_frames,
     write_lossless,
 )
-from pipelines.control_units import PEOPLE, PICTURE, MapUnit, unit_from_json
+from pipelines.control_units import KEYPOINTS, PEOPLE, PICTURE, STEADY, MapUnit, unit_from_json
 from pipelines.ledger import Ledger
 from pipelines.media_cache import MediaCache
 from pipelines.outcomes import FAILED, QUARANTINED, READY, Row, fail_row, worker_lost
@@ -121,10 +122,10 @@ class MakeMaps:
         suffix = ".png" if unit.column == PICTURE else ".mkv"
         local, people = (self._folder / f"{unit.key}{end}" for end in (suffix, ".parquet"))
         try:
-            with self._cache.open_file(unit.uri, unit.digest) as (_, source):
-                alignment = self._alignment(unit)
-                unmoved = unit.column == PEOPLE and alignment is None
-                counts = {} if unmoved else self._write(unit, source, alignment, local, people)
+            if unit.column == STEADY:
+                counts = self._steady(unit, people)
+            else:
+                counts = self._draw(unit, local, people)
             record = {
                 **counts,
                 "control": unit.control,
@@ -139,6 +140,30 @@ class MakeMaps:
             local.unlink(missing_ok=True)
             people.unlink(missing_ok=True)
         return self._ledger.store.create(unit.path(".json"), json.dumps(record).encode())
+
+    def _draw(self, unit: MapUnit, local: Path, people: Path) -> dict[str, Any]:
+        """Make a unit's maps, unless they are those of another unit."""
+        with self._cache.open_file(unit.uri, unit.digest) as (_, source):
+            alignment = self._alignment(unit)
+            unmoved = unit.column == PEOPLE and alignment is None
+            return {} if unmoved else self._write(unit, source, alignment, local, people)
+
+    def _steady(self, unit: MapUnit, people: Path) -> dict[str, Any]:
+        """Follow one person through all pieces; returns a report of what was found of it."""
+
+        def found() -> Iterator[FramePoses]:
+            for number, place in enumerate(unit.sources):
+                with self._cache.open_file(place["uri"], place["digest"]) as (_, path):
+                    yield from iter_poses(path)
+                self._pulse.row(unit.key, STAGE, number + 1, len(unit.sources))
+
+        video = PoseVideo(num_frames=unit.stop, width=unit.width, height=unit.height, fps=unit.fps)
+        report = PoseReport()
+        with PoseWriter(people, video) as sink:
+            for persons in steady_people(found(), **json.loads(unit.detector[STEADY])):
+                report.add(persons)
+                sink.write(persons)
+        return {"frames": report.num_frames, "report": report.as_dict()}
 
     def _put(self, unit: MapUnit, suffix: str, local: Path) -> dict[str, Any]:
         """Create an object; what another process has put there first is taken over."""
@@ -194,7 +219,7 @@ class MakeMaps:
         self, unit: MapUnit, source: Path, alignment: Any
     ) -> Iterator[tuple[np.ndarray, list[FramePoses] | list[None]]]:
         """Maps of a batch of frames, and the people in each where they are known."""
-        if unit.column in ("keypoints", PEOPLE):
+        if unit.column in (KEYPOINTS, PEOPLE):
             yield from _drawn(unit, _people(unit, source, alignment))
             return
         detector = self._detector(unit.control)

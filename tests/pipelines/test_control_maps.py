@@ -13,16 +13,20 @@ import numpy as np
 import pytest
 
 from musev.config import ClipRequest, ControlConfig
-from musev.errors import ConfigError, WeightsError
-from musev.media import read_video
+from musev.control.person import Person, read_poses
+from musev.errors import WeightsError
+from musev.media import read_video, write_segment
 from musev.media.ffmpeg import run_ffmpeg
-from pipelines.control_maps import Detectors, describe_detectors
+from pipelines.control_maps import Detectors, describe_detectors, make_maps
+from pipelines.stages.control import MapSetup
 from pipelines.text_to_video import Graph, check_inputs_here, run_text_to_video
 from tests.pipelines.stand_ins import film, graph, picture, request
 from tests.real_ray import local_ray
 
 pytestmark = pytest.mark.timeout(240)
 
+DRAWN = {"control": "pose_body", "version": "1", "min_confidence": "0.3"}
+STEADY_BY = '{"max_gap_frames":2,"smoothing":0.0}'
 DETECTORS = Detectors(
     known={name: {"control": name} for name in ("canny", "hed")},
     unusable={"hed": "control 'hed' needs ControlNetHED.pth. Put it into a folder"},
@@ -203,15 +207,80 @@ def test_frames_that_kill_every_worker_cost_their_rows_only(folder: Path) -> Non
     assert {record["status"] for record in healed} == {"committed"}
 
 
-def test_settings_that_nothing_reads_are_refused() -> None:
-    clip = following("r", "v", control=("pose_body",))
-    for setting in ({"smoothing": 0.5}, {"max_gap_frames": 3}):
-        with pytest.raises(ConfigError, match="Leave both at 0"):
-            describe_detectors([clip], ControlConfig(**setting))
-        assert describe_detectors([request("plain")], ControlConfig(**setting)).known == {}
+def test_poses_are_described_with_how_one_person_is_followed() -> None:
+    clip = following("r", "v", control=("pose_body", "canny"))
+    plain = describe_detectors([clip], ControlConfig()).known
+    for setting in ({"smoothing": 0.5}, {"max_gap_frames": 3}, {"follow_person": True}):
+        found = describe_detectors([clip], ControlConfig(**setting)).known
+        assert found["canny"] == plain["canny"]
+        steady = found["pose_body"]["steady"]
+        assert found["pose_body"] == plain["pose_body"] | {"steady": steady}
+        wanted = {"smoothing": 0.0, "max_gap_frames": 0} | setting
+        assert json.loads(steady) == {k: v for k, v in wanted.items() if k != "follow_person"}
     found = describe_detectors([following("r", "v", control=("canny", "hed"))], ControlConfig())
     assert found.known["canny"]["low"] == "100.0"
     assert "ControlNetHED.pth" in found.unusable["hed"]
+
+
+@dataclass(frozen=True)
+class TwoPeople:
+    """Opens a detector that finds two people, now in one order and now in the other."""
+
+    def __call__(self, name: str, config: ControlConfig, device: str) -> Any:
+        return self
+
+    def detect(self, frames_TYXC: np.ndarray) -> tuple[np.ndarray, list[Any]]:
+        found = []
+        for frame_YXC in frames_TYXC:
+            number = round(float(frame_YXC.mean()) / 8)
+            pair = [_figure(0.3), _figure(0.7, small=True)]
+            found.append(tuple(pair[::-1] if number % 2 else pair) if number % 5 else ())
+        return frames_TYXC // 2, found
+
+
+def _figure(right: float, *, small: bool = False) -> Person:
+    size = 0.2 if small else 0.4
+    body_K3 = np.ones((18, 3), np.float32)
+    body_K3[:, 0] = right + 0.05 * np.sin(np.arange(18))
+    body_K3[:, 1] = 0.3 + size * np.linspace(0, 1, 18)
+    return Person.of(body_K3)
+
+
+def test_one_person_is_followed_through_all_pieces_of_a_video(folder: Path) -> None:
+    """Across pieces, through frames without anybody, drawn again as it is then."""
+    tones = [8 * number % 240 for number in range(100)]
+    frames = (np.full((64, 64, 3), tone, np.uint8) for tone in tones)
+    place = folder / "two" / "people.mp4"
+    place.parent.mkdir()
+    write_segment(place, frames, fps=4)
+    clip = following("r", f"file://{place}", control=("pose_body",), num_frames=100)
+    detectors = Detectors(known={"pose_body": {**DRAWN, "steady": STEADY_BY}})
+    wired = graph(folder / "two", detectors=detectors, open_detector=TwoPeople())
+    (row,) = check_inputs_here(wired, [clip])
+    setup = MapSetup(
+        config=ControlConfig(max_gap_frames=2),
+        device="cpu",
+        ledger=wired.ledger,
+        cache=wired.cache,
+        open_detector=TwoPeople(),
+    )
+    (made,) = make_maps(setup, wired.shape, [row], detectors)
+    assert made["status"] == "ready", made["error_message"]
+    records = [
+        json.loads(path.read_bytes()) for path in (folder / "two/out/control").rglob("*.json")
+    ]
+    (steadied,) = [record for record in records if "report" in record]
+    people = read_poses(folder / "two/out" / steadied["people"]["path"])
+    assert len(people) == 100
+    lefts = [persons[0].body_K3[0, 0] for persons in people[1:99]]
+    assert np.ptp(lefts) < 0.01, "always the larger one, also where it was filled in"
+    assert steadied["report"]["most_people"] == 2
+    pieces = json.loads(made["control_maps"])["pose_body"]["pieces"]
+    assert len(pieces) == 2
+    drawn = [
+        record for record in records if record["unit"]["column"] == "keypoints" and record["map"]
+    ]
+    assert {record["map"]["digest"] for record in drawn} == {piece["digest"] for piece in pieces}
 
 
 def test_the_sample_is_named_by_what_decides_its_maps(folder: Path) -> None:

@@ -136,3 +136,43 @@ def test_people_are_moved_by_units_of_their_own_once_they_are_found() -> None:
     places = json.loads(maps_to_json({"pose": moved}, records, "s3://b/out"))["pose"]
     assert [piece["uri"] for piece in places["pieces"]] == ["s3://b/out/0.mkv", "s3://b/out/x.mkv"]
     assert places["front"] is None
+
+
+def test_one_person_is_followed_before_anybody_is_moved() -> None:
+    face = {"condition_image": "file:///c.png", "align": "auto"}
+    clip = following(num_frames=100, control=("pose",), **face)
+    steady = {"pose": {**DETECTORS["pose"], "steady": '{"smoothing":0.5}'}}
+    (plain,) = units_of(clip, DIGESTS, 500, DETECTORS).values()
+    (row,) = units_of(clip, DIGESTS, 500, steady).values()
+    assert [unit.key for unit in row.all] == [unit.key for unit in plain.all], "found once for both"
+    records: dict[str, Any] = {}
+
+    def made() -> None:
+        for unit in row.planned:
+            n = len(records)
+            records.setdefault(
+                unit.key,
+                {
+                    "map": {"path": f"{n}.mkv", "digest": f"sha256:m{n}"},
+                    "people": {"path": f"{n}.parquet", "digest": f"sha256:p{n}"},
+                },
+            )
+
+    made()
+    row = row.with_steadied(records, "s3://b/out")
+    assert row.steadied is not None
+    assert [place["digest"] for place in row.steadied.sources] == ["sha256:p0", "sha256:p1"]
+    assert (row.steadied.first, row.steadied.stop) == (0, row.pieces[-1].stop)
+    made()
+    row = row.with_redrawn(records, "s3://b/out")
+    assert [unit.uri for unit in row.redrawn] == ["s3://b/out/3.parquet"] * 2
+    assert [(unit.first, unit.stop) for unit in row.redrawn] == [
+        (unit.first, unit.stop) for unit in row.pieces
+    ]
+    made()
+    row = row.with_aligned(records, "s3://b/out")
+    assert [unit.uri for unit in row.aligned] == ["s3://b/out/4.parquet", "s3://b/out/5.parquet"]
+    made()
+    places = json.loads(maps_to_json({"pose": row}, records, "s3://b/out"))["pose"]
+    assert [piece["uri"] for piece in places["pieces"]] == ["s3://b/out/6.mkv", "s3://b/out/7.mkv"]
+    assert plain.with_steadied(records, "s3://b/out") == plain

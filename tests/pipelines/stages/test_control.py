@@ -250,6 +250,41 @@ def moved(
     return run(make, wanted), folder / "out"
 
 
+def test_one_person_is_followed_through_the_pieces_with_a_report(tmp_path: Path) -> None:
+    size = PoseVideo(num_frames=2, width=64, height=64)
+    one, other = figure(), figure(right=0.3, arm=0.05)
+    write_poses(tmp_path / "0.parquet", [(one, other), ()], size)
+    write_poses(tmp_path / "1.parquet", [(other, one), (other, one)], size)
+    make = stage(tmp_path, RuntimeError("must not be opened"))
+    sources = [
+        {"uri": uri, "digest": make._cache.fetch(uri)[0]}
+        for uri in (str(tmp_path / f"{n}.parquet") for n in range(2))
+    ]
+    wanted = unit(
+        make,
+        sources[0]["uri"],
+        column="steady",
+        control="pose_body",
+        detector={"min_confidence": "0.3", "steady": '{"max_gap_frames":1,"smoothing":0.0}'},
+        width=64,
+        height=64,
+        stop=4,
+        sources=sources,
+    )
+    outcome = run(make, wanted)
+    assert outcome["status"] == "ready", outcome["error_message"]
+    record = json.loads(outcome["record"])
+    assert record["map"] is None
+    people = read_poses(tmp_path / "out" / record["people"]["path"])
+    assert len(people) == 4
+    for persons in people:
+        np.testing.assert_allclose(persons[0].body_K3, one.body_K3, atol=1e-5)
+    assert record["report"]["num_frames_without_person"] == 0, "the gap was filled"
+    assert record["report"]["most_people"] == 2
+    moved_on = {**json.loads(wanted.to_json()), "sources": sources[::-1]}
+    assert MapUnit(**moved_on).key != wanted.key
+
+
 def test_people_are_moved_onto_the_one_in_the_portrait(tmp_path: Path) -> None:
     dance = [(figure(),), (figure(right=0.05),), ()]
     outcome, out = moved(tmp_path, (figure(right=0.2, arm=0.13),), dance, "auto")
