@@ -219,7 +219,7 @@ def _pose_maps(
             yield from detector.detect(np.stack(batch))[1]
 
     poses = found()
-    if config.smoothing or config.max_gap_frames:
+    if config.steadies:
         poses = steady_people(
             poses, max_gap_frames=config.max_gap_frames, smoothing=config.smoothing
         )
