@@ -257,6 +257,9 @@ class NotesFrames:
 
     guess = False
 
+    def pose_features(self, timestep: float, frames: Sequence[int], *, batch: int) -> None:
+        assert batch == 2
+
     def during(self, timesteps: Sequence[float]) -> NotesFrames:
         assert len(timesteps) > 0
         return self

@@ -119,13 +119,22 @@ def test_frames_do_not_mix_between_clips() -> None:
     ("frames", "phrase"),
     [
         (np.zeros((1, 8, 8, 4), np.uint8), "uint8"),
-        (np.zeros((1, 8, 8, 3), np.float32), "uint8"),
+        (np.zeros((1, 8, 8, 3), np.float64), "uint8"),
         (np.zeros((1, 8, 6, 3), np.uint8), "multiples of 4"),
     ],
 )
 def test_other_frames_are_refused(frames: np.ndarray, phrase: str) -> None:
     with pytest.raises(ShapeError, match=phrase):
         encode_frames(_tiny_vae(), frames)
+
+
+def test_fractions_of_full_brightness_are_frames_too() -> None:
+    """What the network has drawn itself goes on without a loss."""
+    vae = _tiny_vae()
+    frames = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3)).astype(np.uint8)
+    whole = encode_frames(vae, frames)
+    exact = encode_frames(vae, frames.astype(np.float32) / 255)
+    torch.testing.assert_close(exact, whole, atol=1e-5, rtol=1e-5)
 
 
 def test_a_chunk_of_nothing_is_refused() -> None:

@@ -10,6 +10,7 @@ from transformers import CLIPTokenizer
 
 from musev.models.loading import load_tokenizer
 from musev.models.text import _tokenize
+from musev.models.text_inversion import Words
 from musev.synthetic.captions import VOCABULARY
 from musev.synthetic.clips import draw_clip
 from musev.training.vocabulary import learn_merges, make_word_tokenizer, token_ids
@@ -42,7 +43,7 @@ def test_merges_do_not_depend_on_the_order_of_words() -> None:
 
 def test_ids_are_laid_out_as_at_inference(tokenizer: CLIPTokenizer) -> None:
     ids = token_ids(tokenizer, ["a red coat", ""])
-    words, _ = _tokenize(tokenizer, "a red coat")
+    words, _ = _tokenize(tokenizer, "a red coat", Words())
     pad, start, end = tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id
     assert ids.tolist() == [[start, *words, pad, pad, pad, end], [start, *[pad] * 6, end]]
     assert ids.dtype == torch.int64
