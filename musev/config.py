@@ -523,6 +523,29 @@ class ClipRequest:
         return () if given is None else (given,) if isinstance(given, str) else given
 
     @property
+    def num_steps(self) -> int:
+        """Steps that are run: the last ones, where the clip starts from a video."""
+        sampling = self.sampling
+        if not self.start_from_video or not sampling.strength_counts:
+            return sampling.num_steps
+        return max(int(sampling.num_steps * sampling.strength), 1)
+
+    @property
+    def spreads(self) -> bool:
+        """Whether there is work for several workers: windows that wait for each other only.
+
+        Shots wait for each other as wholes; conditioning frames inside the video and colours
+        matched to a first frame that is itself generated need the whole video at once.
+        """
+        sampling = self.sampling
+        as_whole = (
+            sampling.shots.num_frames is not None
+            or bool(self.condition_index)
+            or sampling.histogram_match
+        )
+        return not as_whole and self.num_frames - self.num_given > sampling.windows.num_frames
+
+    @property
     def num_given(self) -> int:
         """Conditioning frames: given ones, or the one that is drawn first."""
         drawn = int(self.sampling.first_frame.origin == "drawn")

@@ -14,7 +14,7 @@ from pipelines.conductor import PoolLostError
 from pipelines.outcomes import Row
 from pipelines.pool import Lease, Wish
 from pipelines.rows import request_from_json
-from pipelines.stages.conduct import ConductClip, is_long
+from pipelines.stages.conduct import ConductClip
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class DriveClips:
 
     def __call__(self, row: Row) -> Row:
         """Bring one row to its end; called from several threads."""
-        if is_long(request_from_json(row["request"])):
+        if request_from_json(row["request"]).spreads:
             return self._commit(self._conduct(row))
         return self._render(row)
 

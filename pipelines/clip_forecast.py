@@ -113,13 +113,13 @@ def forecast_clip(
     lengths, windows, peak_bytes, values = {}, 0, 0, 0
     one_task = False
     generated = request.num_frames - shape.given_frames
-    steps = request.sampling.num_steps if generated > 0 else 0
+    steps = request.num_steps if generated > 0 else 0
     window_flops = 0.0
     if generated > 0:
         plan = plan_of(request)
         lengths = plan.count_lengths()
         windows = max(plan.num_windows(step) for step in range(steps))
-        one_task = generated <= request.sampling.windows.num_frames
+        one_task = not request.spreads
         longest = cost.window(shape, max(lengths))
         window_flops, peak_bytes = longest.flops, longest.peak_bytes
         values = cost.latent_bytes(shape) // cost.bytes_per_value
@@ -185,8 +185,7 @@ def plan_of(request: ClipRequest) -> Any:
     from musev.denoise.clip_plan import ClipPlan
 
     num_frames = request.num_frames - shape_of(request).given_frames
-    sampling = request.sampling
-    return ClipPlan(num_frames, sampling.windows, num_steps=sampling.num_steps)
+    return ClipPlan(num_frames, request.sampling.windows, num_steps=request.num_steps)
 
 
 def model_clip(

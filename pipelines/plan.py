@@ -71,7 +71,7 @@ class RunPlan:
         requests = [self.request_of(row) for row in self.to_render]
         frames = sum(request.num_frames for request in requests)
         windows = sum(map(count_windows, requests))
-        calls = sum(count_windows(request) * request.sampling.num_steps for request in requests)
+        calls = sum(count_windows(request) * request.num_steps for request in requests)
         lines = [
             f"rows           {self.num_rows}",
             f"bad            {len(self.problems)}",

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from musev.config import ClipRequest, EncoderConfig
+from musev.config import EncoderConfig
 from musev.errors import StorageError
 from musev.media import VideoInfo, join_segments, probe_video
 from pipelines.attempts import attempt_row
@@ -20,22 +20,6 @@ from pipelines.rows import request_from_json
 from pipelines.scratch import scratch_folder
 
 STAGE = "conduct"
-
-
-def is_long(request: ClipRequest) -> bool:
-    """Tell whether a clip has work for several workers: windows that wait for each other only.
-
-    Shots wait for each other as wholes; conditioning frames inside the video and colours matched to
-    a first frame that is itself generated need the whole video at once.
-    """
-    sampling = request.sampling
-    as_whole = (
-        sampling.shots.num_frames is not None
-        or bool(request.condition_index)
-        or sampling.histogram_match
-    )
-    generated = request.num_frames - request.num_given
-    return not as_whole and generated > sampling.windows.num_frames
 
 
 class ConductClip:

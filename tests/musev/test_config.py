@@ -12,10 +12,12 @@ from musev.config import (
     ClipRequest,
     ControlConfig,
     EncoderConfig,
+    FirstFrameConfig,
     GuidanceConfig,
     Profile,
     SamplingConfig,
     ScheduleConfig,
+    ShotConfig,
     WeightsConfig,
     WindowConfig,
     to_plain,
@@ -116,3 +118,43 @@ def test_to_plain_is_nested_plain_values() -> None:
     plain = to_plain(PROFILE)
     assert plain["sampling"]["windows"]["overlap"] == 4
     assert plain["weights"]["random_seed"] == 0
+
+
+def clip(num_frames: int, **changes: Any) -> ClipRequest:
+    """A request without pictures."""
+    sampling = changes.pop("sampling", SamplingConfig())
+    return dataclasses.replace(
+        REQUEST, reference_image=None, num_frames=num_frames, sampling=sampling, **changes
+    )
+
+
+def test_a_clip_spreads_when_it_has_two_windows() -> None:
+    """A first frame, drawn or given, is none of a window's."""
+    noise = SamplingConfig(first_frame=FirstFrameConfig(origin="noise"))
+    assert [clip(n).spreads for n in (13, 14)] == [False, True]
+    assert [clip(n, sampling=noise).spreads for n in (12, 13)] == [False, True]
+    shown = {"condition_image": "face.png", "sampling": noise}
+    assert [clip(n, **shown).spreads for n in (13, 14)] == [False, True]
+    assert [clip(n, condition_image=("a", "b")).spreads for n in (14, 15)] == [False, True]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sampling": SamplingConfig(shots=ShotConfig(num_frames=12))},
+        {"sampling": SamplingConfig(histogram_match=True)},
+        {"condition_image": ("a", "b"), "condition_index": (0, -1)},
+    ],
+)
+def test_a_clip_whose_parts_wait_for_all_of_it_stays_whole(changes: dict[str, Any]) -> None:
+    assert not clip(100, **changes).spreads
+
+
+def test_a_clip_that_starts_from_a_video_runs_the_last_steps() -> None:
+    """As many as its strength says, at least one; all where strengths are kept dead."""
+    start = {"start_from_video": True, "video": "v"}
+    for strength, steps in ((1.0, 10), (0.55, 5), (0.01, 1)):
+        assert clip(9, sampling=SamplingConfig(strength=strength), **start).num_steps == steps
+        assert clip(9, sampling=SamplingConfig(strength=strength)).num_steps == 10
+    dead = SamplingConfig(strength=0.5, strength_counts=False)
+    assert clip(9, sampling=dead, **start).num_steps == 10

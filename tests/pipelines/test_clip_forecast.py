@@ -40,7 +40,6 @@ from pipelines.clip_forecast import (
     model_clip,
     speed_of_task,
 )
-from pipelines.stages.conduct import is_long
 
 WEIGHTS = WeightsConfig(random_seed=1)
 PICTURE = np.zeros((64, 64, 3), np.uint8)
@@ -147,6 +146,15 @@ def test_counts_of_a_long_clip(cost: CostModel) -> None:
     assert clip.memory_bytes > clip.weights_bytes > 1e6
 
 
+def test_a_clip_that_starts_from_a_video_costs_the_steps_that_run(cost: CostModel) -> None:
+    asked = request(60, steps=10)
+    sampling = dataclasses.replace(asked.sampling, strength=0.5)
+    late = dataclasses.replace(asked, video="v", start_from_video=True, sampling=sampling)
+    half, whole = (forecast_clip(each, cost, num_workers=3) for each in (late, asked))
+    assert (half.steps, half.tasks) == (5, whole.tasks // 2)
+    assert half.denoise_flops == pytest.approx(whole.denoise_flops / 2)
+
+
 def test_a_clip_of_one_window_is_one_task_that_moves_only_its_video(cost: CostModel) -> None:
     clip = forecast_clip(request(12, steps=5), cost, num_workers=8)
     assert (clip.windows, clip.tasks, clip.calls) == (1, 1, 5)
@@ -169,7 +177,7 @@ def test_a_clip_goes_over_the_pool_exactly_where_the_run_says_so(
     cost: CostModel, num_frames: int, layout: str, origin: str
 ) -> None:
     asked = request(num_frames, origin=origin, windows={"layout": layout})
-    assert (forecast_clip(asked, cost, num_workers=4).tasks > 1) == is_long(asked)
+    assert (forecast_clip(asked, cost, num_workers=4).tasks > 1) == asked.spreads
 
 
 def test_half_precision_halves_what_is_sent_both_ways_and_the_networks(cost: CostModel) -> None:

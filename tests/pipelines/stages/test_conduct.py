@@ -8,13 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from musev.config import FirstFrameConfig, SamplingConfig
 from pipelines.conductor import PoolLostError
 from pipelines.pool import FORGOTTEN_S
 from pipelines.resources import MAX_ATTEMPTS
-from pipelines.stages.conduct import is_long
 from tests.pipelines.conducting import conducted, long_request
-from tests.pipelines.stand_ins import colour_engine, request
+from tests.pipelines.stand_ins import colour_engine
 from tests.real_ray import local_ray
 
 pytestmark = pytest.mark.timeout(240)
@@ -24,14 +22,6 @@ pytestmark = pytest.mark.timeout(240)
 def ray_here() -> Iterator[None]:
     with local_ray():
         yield
-
-
-def test_a_clip_is_long_when_it_has_two_windows() -> None:
-    noise = SamplingConfig(first_frame=FirstFrameConfig(origin="noise"))
-    assert [is_long(request("r", num_frames=n)) for n in (13, 14)] == [False, True]
-    assert [is_long(request("r", num_frames=n, sampling=noise)) for n in (12, 13)] == [False, True]
-    shown = {"condition_image": "face.png", "sampling": noise}
-    assert [is_long(request("r", num_frames=n, **shown)) for n in (13, 14)] == [False, True]
 
 
 def test_failures_carry_their_reason_and_attempts_are_limited(folder: Path) -> None:
