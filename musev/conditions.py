@@ -17,12 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from musev.clip_front import LATENT_CHANNELS, solver_of, start_latents
 from musev.config import PICTURE_COLUMNS, ClipRequest
 from musev.control.clip_control import ClipControl, ControlMaps
-from musev.denoise.loop import denoise_clip
 from musev.denoise.places import places_of
-from musev.denoise.sources import make_noise_source
 from musev.errors import RequestError
 from musev.lora_choice import LoraFile
 from musev.media import fit_image
@@ -32,7 +29,8 @@ from musev.models.image_prompt import encode_faces, encode_image_prompt
 from musev.models.text import encode_prompts
 from musev.models.vae import decode_to_float, encode_frames
 from musev.parts import NoStore, OwnParts, PartStore, part_key
-from musev.window_denoiser import CarefulDenoiser, ClipConditions
+from musev.whole_clip import denoise_frames
+from musev.window_denoiser import ClipConditions
 
 ReadFrame = Callable[[int], np.ndarray]
 """Frame number of the finished video to ``image_YXC``, uint8 RGB of the clip's size."""
@@ -224,23 +222,16 @@ def draw_first_frame(
         given = encode_frames(bundle.vae, np.asarray(media.condition_image)).float().cpu()
     elif source is not None:
         given = encode_source(bundle, source, [0])
-    solver = solver_of(still.sampling, bundle.schedule, late=given is not None)
-    noise = make_noise_source(still.sampling, request.seed)
-    scale = bundle.vae_scale_factor
-    num_frames = 1 if given is None else given.shape[2]
-    shape_BCTHW = (
-        *(1, LATENT_CHANNELS, num_frames),
-        *(request.height // scale, request.width // scale),
+    latents_BCTHW, noise_state = denoise_frames(
+        bundle,
+        still,
+        dataclasses.replace(conditions, source_BCTHW=given),
+        control,
+        num_frames=1 if given is None else given.shape[2],
+        attached=TemporalOff(),
     )
-    control = None if control is None else control.during(solver.timesteps)
-    latents_BCTHW = denoise_clip(
-        CarefulDenoiser(bundle.unet, conditions, always=(TemporalOff(),), control=control),
-        start_latents(noise, shape_BCTHW, None, solver, still.sampling, source_BCTHW=given),
-        solver=solver,
-        sampling=still.sampling,
-        noise=noise,
-    ).to(bundle.device)
-    return FirstFrame(latents_BCTHW, decode_floats(bundle, latents_BCTHW), noise.state)
+    latents_BCTHW = latents_BCTHW.to(bundle.device)
+    return FirstFrame(latents_BCTHW, decode_floats(bundle, latents_BCTHW), noise_state)
 
 
 def decode_floats(bundle: ModelBundle, latents_BCTHW: Tensor) -> np.ndarray:

@@ -528,7 +528,7 @@ class ClipRequest:
         sampling = self.sampling
         if not self.start_from_video or not sampling.strength_counts:
             return sampling.num_steps
-        return max(int(sampling.num_steps * sampling.strength), 1)
+        return steps_left(sampling.num_steps, sampling.strength)
 
     @property
     def spreads(self) -> bool:
@@ -550,6 +550,11 @@ class ClipRequest:
         """Conditioning frames: given ones, or the one that is drawn first."""
         drawn = int(self.sampling.first_frame.origin == "drawn")
         return len(self.pictures("condition_image")) or drawn
+
+
+def steps_left(num_steps: int, strength: float) -> int:
+    """How many of the last steps a strength leaves, at least one: ``get_timesteps`` upstream."""
+    return max(int(num_steps * strength), 1)
 
 
 def _pictures(given: Pictures | list[str]) -> Pictures:

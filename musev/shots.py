@@ -17,19 +17,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from musev.clip_front import LATENT_CHANNELS, solver_of, start_latents
 from musev.conditions import ClipMedia, ReadFrame, decode_floats, encode_given, open_conditions
 from musev.config import ClipRequest
 from musev.control.clip_control import ClipControl
-from musev.denoise.loop import denoise_clip
 from musev.denoise.places import FramePlaces
 from musev.denoise.smoothing import ShotSmoother
-from musev.denoise.sources import make_noise_source
 from musev.errors import RequestError
 from musev.models.attachments import FramePositions
 from musev.models.bundle import ModelBundle
 from musev.parts import NoStore, PartStore
-from musev.window_denoiser import CarefulDenoiser, ClipConditions
+from musev.whole_clip import denoise_frames
+from musev.window_denoiser import ClipConditions
 
 
 @dataclass(frozen=True)
@@ -177,39 +175,19 @@ def _denoise_shot(
     on_step: OnShotStep | None,
 ) -> tuple[Tensor, Tensor | None]:
     """Denoise one shot; its latents, and the state of the original's generator after it."""
-    sampling, scale = request.sampling, bundle.vae_scale_factor
     source_BCTHW = conditions.source_BCTHW
     if source_BCTHW is not None:
         # The source's frames end where the video does.
         behind = request.num_frames - shot.first
         first = source_BCTHW.shape[2] - behind
         source_BCTHW = source_BCTHW[:, :, first : first + shot.stop - shot.first]
-    solver = solver_of(sampling, bundle.schedule, late=source_BCTHW is not None)
-    noise = make_noise_source(
-        sampling, request.seed, first_frame=shot.first, state=conditions.noise_state
-    )
-    shape_BCTHW = (
-        *(1, LATENT_CHANNELS, shot.stop - shot.first),
-        *(request.height // scale, request.width // scale),
-    )
-    start_BCTHW = start_latents(
-        noise,
-        shape_BCTHW,
-        conditions.frames_BCTHW,
-        solver,
-        sampling,
-        source_BCTHW=source_BCTHW,
-    )
-    smoother.begin(shot.stop - shot.first, solver.num_steps)
-    control = None if control is None else control.during(solver.timesteps)
-    always = (FramePositions(motion_speed=sampling.motion_speed),)
-    latents_BCTHW = denoise_clip(
-        CarefulDenoiser(bundle.unet, conditions, always=always, control=control),
-        start_BCTHW,
-        solver=solver,
-        sampling=sampling,
-        noise=noise,
+    return denoise_frames(
+        bundle,
+        request,
+        dataclasses.replace(conditions, source_BCTHW=source_BCTHW),
+        control,
+        num_frames=shot.stop - shot.first,
+        attached=FramePositions(motion_speed=request.sampling.motion_speed),
         smoother=smoother if smoother.active else None,
         on_step=None if on_step is None else functools.partial(on_step, shot),
     )
-    return latents_BCTHW, noise.state

@@ -28,8 +28,9 @@ import cv2
 import numpy as np
 
 from musev.control.person import FramePoses, Person
-from musev.control.weights_files import digest_file, fetch_files
+from musev.control.weights_files import fetch_files
 from musev.errors import WeightsError
+from musev.weight_parts import hash_file
 
 MODELS = {
     "pose_landmarker.task": "4eaa5eb7a98365221087693fcc286334cf0858e2eb6e15b506aa4a7ecdcec4ad",
@@ -143,7 +144,7 @@ def _usual_places() -> list[str]:
 
 
 def _check_digest(path: Path, expected: str) -> None:
-    found = digest_file(path).removeprefix("sha256:")
+    found = hash_file(path)
     if found != expected:
         raise WeightsError(
             f"{path} has sha256 {found}, expected {expected}. It is damaged or another version; "

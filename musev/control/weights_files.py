@@ -6,8 +6,6 @@ the run's settings name a URL.
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import importlib.metadata
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +16,7 @@ from musev.control.hed_weights import FILE as HED_FILE
 from musev.control.hed_weights import PLACE as HED_PACKAGE
 from musev.control.hed_weights import find_package_weights
 from musev.errors import WeightsError
+from musev.weight_parts import hash_file
 from musev.weight_store import default_folder, is_remote, local_part
 
 SHARED = "annotators"
@@ -89,18 +88,8 @@ def fetch_files(place: str, names: Sequence[str]) -> dict[str, Path]:
 
 
 def digest_file(path: Path) -> str:
-    """``sha256:...`` of a file; hashed once a process while size and time stay the same."""
-    stat = path.stat()
-    return _digest(path.resolve(), stat.st_size, stat.st_mtime_ns)
-
-
-@functools.cache
-def _digest(path: Path, size: int, mtime_ns: int) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return f"sha256:{digest.hexdigest()}"
+    """``sha256:...`` of a file."""
+    return f"sha256:{hash_file(path)}"
 
 
 def package_version(name: str, *folders: Path) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from musev.config import steps_left
 from musev.denoise.solver_base import Solver, SolverState
 
 
@@ -62,5 +63,5 @@ def start_late(solver: Solver, strength: float) -> Solver:
     Source:
         Upstream's ``get_timesteps`` (ALGORITHM.md 7.4): the last ``int(steps * strength)`` steps.
     """
-    left = min(max(int(solver.num_steps * strength), 1), solver.num_steps)
+    left = min(steps_left(solver.num_steps, strength), solver.num_steps)
     return solver if left == solver.num_steps else LateStart(solver, solver.num_steps - left)
