@@ -54,7 +54,8 @@ def train(
             "--set",
             metavar="KEY=VALUE",
             help="Change the stage, e.g. loop.num_steps=500 or batch.num_clips=8; repeatable. "
-            "run.NAME changes the run: data, size, seed, num_clips, size_px, num_samples, latents.",
+            "run.NAME changes the run: data, size, seed, num_clips, size_px, num_samples, latents, "
+            "renew (networks to build anew).",
         ),
     ] = None,
     workers: Annotated[
@@ -278,7 +279,7 @@ def _evaluate(
 ) -> dict[str, float]:
     """Measure, and draw samples; none of shards, as drawing is worker 0's alone."""
     found = prepared.evaluate(step)
-    if whole and run.num_samples:
+    if whole and run.num_samples and prepared.vae is not None:
         from jobs._samples import draw_samples
 
         picture = draw_samples(prepared, run.num_samples, run.size_px)

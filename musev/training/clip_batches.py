@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from musev.synthetic.clips import Clip
-from musev.training.corruption import CorruptionConfig, corrupt
+from musev.training.corruption import CorruptionConfig, corrupt, dropped_entries
 from musev.training.latents import LatentStore, epoch_order
 from musev.training.loop import seed_of
 from musev.training.optimizer import Batch
@@ -89,20 +89,25 @@ class ClipBatches:
             self.store.num_clips, seed=self.seed, first=position.number * most, count=num_clips
         )
         rng = np.random.default_rng([self.seed, 1, position.number])
-        batch = self._read(indices, as_images=as_images, rng=rng)
-        return corrupt(
-            batch,
-            self.corruption,
-            seed=seed_of(self.seed, "corrupt", position.number),
-            empty_ids_L=self._empty_ids_L,
+        seed = seed_of(self.seed, "corrupt", position.number)
+        batch = self._read(
+            indices,
+            as_images=as_images,
+            rng=rng,
+            unwanted=dropped_entries(self.corruption, seed=seed),
         )
+        return corrupt(batch, self.corruption, seed=seed, empty_ids_L=self._empty_ids_L)
 
-    def _read(self, indices: list[int], *, as_images: bool, rng: np.random.Generator) -> Batch:
+    def _read(
+        self,
+        indices: list[int],
+        *,
+        as_images: bool,
+        rng: np.random.Generator,
+        unwanted: frozenset[str] = frozenset(),
+    ) -> Batch:
         config, rows = self.config, self.store.rows(indices)
         latents, person = rows["latents_CTHW"], rows["person_THW"] / 255
-        clips = None
-        if config.control or config.reference:  # all else is stored
-            clips = [self.store.source.draw(index) for index in indices]
         num_stored = latents.shape[2]
         length = 1 if as_images else config.num_frames
         starts = [int(rng.integers(num_stored - length + 1)) for _ in indices]
@@ -112,10 +117,16 @@ class ClipBatches:
             "person_BTHW": torch.stack([x[s] for x, s in zip(person, spans, strict=True)]),
             "ids_BL": token_ids(self.tokenizer, [self.store.caption(i) for i in indices]),
         }
-        if clips is not None and config.control:
+        with_control = config.control and "control_BTCYX" not in unwanted
+        with_picture = config.reference and "image_prompt_BCYX" not in unwanted
+        clips: list[Clip | DatasetClip] = []
+        if with_control or with_picture:  # all else is stored
+            lengths = [span.stop if with_control else 1 for span in spans]
+            clips = [self.store.source.draw(*which) for which in zip(indices, lengths, strict=True)]
+        if with_control:
             control = [_control(clip, span) for clip, span in zip(clips, spans, strict=True)]
             batch["control_BTCYX"] = torch.stack(control).float() / 255
-        if clips is not None and config.reference:
+        if with_picture:
             own = [bool(rng.random() < OWN_FRAME_SHARE) for _ in indices]
             batch["reference_BCTHW"] = torch.stack(
                 [

@@ -78,12 +78,8 @@ def corrupt(
     def chance(probability: float) -> bool:
         return bool(torch.rand((), generator=generator) < probability)
 
-    found = dict(batch)
-    # Always the same number of draws before the window is cut, whatever was dropped.
-    for names, probability in _batch_drops(config).items():
-        if chance(probability):
-            for name in names:
-                found.pop(name, None)
+    gone = _draw_dropped(config, generator)
+    found = {name: value for name, value in batch.items() if name not in gone}
     num_frames = batch["latents_BCTHW"].shape[2]
     if num_frames > 2 and chance(config.short_window):
         found = _cut_window(found, num_frames, generator)
@@ -110,12 +106,33 @@ def corrupt(
     return found
 
 
-def _batch_drops(config: CorruptionConfig) -> dict[tuple[str, ...], float]:
-    return {
-        ("reference_BCTHW",): config.drop_reference,
-        ("control_BTCYX",): config.drop_control,
-        ("reference_BCTHW", "image_prompt_BCYX"): config.drop_pictures,
-    }
+def dropped_entries(config: CorruptionConfig, *, seed: int) -> frozenset[str]:
+    """Which entries of a whole batch :func:`corrupt` will leave out, so that nobody makes them.
+
+    Args:
+        config: Probabilities.
+        seed: That of the batch.
+
+    Returns:
+        Names among ``reference_BCTHW``, ``image_prompt_BCYX`` and ``control_BTCYX``.
+    """
+    return _draw_dropped(config, torch.Generator().manual_seed(seed))
+
+
+def _draw_dropped(config: CorruptionConfig, generator: torch.Generator) -> frozenset[str]:
+    # Always as many draws, whatever they say: what is drawn after them does not move.
+    drops = (
+        (("reference_BCTHW",), config.drop_reference),
+        (("control_BTCYX",), config.drop_control),
+        (("reference_BCTHW", "image_prompt_BCYX"), config.drop_pictures),
+    )
+    draws = [float(torch.rand((), generator=generator)) for _ in drops]
+    return frozenset(
+        name
+        for draw, (names, probability) in zip(draws, drops, strict=True)
+        if draw < probability
+        for name in names
+    )
 
 
 def _condition_index(

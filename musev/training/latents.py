@@ -40,15 +40,15 @@ class ClipSource:
     references: bool = True
     """Whether the reference portraits are encoded too."""
 
-    def draw(self, index: int) -> Clip:
-        """Draw clip number ``index``."""
+    def draw(self, index: int, num_frames: int | None = None) -> Clip:
+        """Draw clip number ``index``; of its frames only the first ones, if so many are enough."""
         return draw_clip(
             self.seed,
             index,
             held_out=self.held_out,
             height=self.size_px,
             width=self.size_px,
-            num_frames=self.num_frames,
+            num_frames=self.num_frames if num_frames is None else num_frames,
             fps=self.fps,
         )
 

@@ -1,6 +1,7 @@
 """The networks a stage trains in three sizes: miniature, Stable Diffusion 1.5, and a narrow copy.
 
-All sizes are one architecture, that of ``musev_referencenet``; only numbers differ.
+All sizes are one architecture, that of ``musev_referencenet``; only numbers differ, and whether the
+reference is also read by self attention.
 """
 
 from __future__ import annotations
@@ -46,6 +47,9 @@ class NetworkSizes:
     plain_last_level: bool = True
     """Whether the lowest level has no transformers, as in Stable Diffusion 1.5."""
     control_widths: tuple[int, ...] = (16, 32, 96, 256)
+    reference_self_attention: bool = False
+    """Whether every spatial self attention reads the reference, and not the fuse attentions alone.
+    Off as released; from nothing, the fuse attentions alone learn to read it far more slowly."""
     text_layers: int
     text_heads: int
     vision_width: int
@@ -65,6 +69,7 @@ SIZES: dict[str, NetworkSizes] = {
         image_embedding=96,
         plain_last_level=False,
         control_widths=(8, 16, 32, 64),
+        reference_self_attention=True,
         text_layers=2,
         text_heads=4,
         vision_width=64,
@@ -197,7 +202,11 @@ def wake_temporal(unet: nn.Module) -> None:
 
 
 def _make_referencenet(sizes: NetworkSizes) -> ReferenceNet2D:
-    own = {"sample_size": sizes.latent_size, "layer_norm_eps": LAYER_NORM_EPS}
+    own = {
+        "sample_size": sizes.latent_size,
+        "layer_norm_eps": LAYER_NORM_EPS,
+        "need_self_attn_block_embs": sizes.reference_self_attention,
+    }
     return ReferenceNet2D.from_config(_common(sizes, kind="2D") | own)
 
 

@@ -35,7 +35,7 @@ from musev.training.networks import Networks, bundle_of, get_sizes
 from musev.training.optimizer import Batch
 from musev.training.published import save_published
 from musev.training.shard_clips import ShardClips, open_clips
-from musev.training.stages import DiffusionStage, Stage, VaeStage
+from musev.training.stages import DiffusionStage, Stage, VaeStage, VisionStage
 from musev.training.starts import load_vae, local_folder, read_start
 from musev.training.vae import (
     VaeTraining,
@@ -44,12 +44,15 @@ from musev.training.vae import (
     normalise_latents,
     psnr,
 )
+from musev.training.vision import VisionTraining, look_batch, right_by_look
 
 logger = logging.getLogger(__name__)
 
 Clips = LatentStore | ShardClips
 NUM_HELD_OUT = 64
 _HELD_OUT_BATCHES = 4
+VISION_PARTS = ("unet", "text_encoder", "image_encoder", "image_projection")
+"""A bundle has no image encoder without these beside it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +76,8 @@ class RunConfig:
     """Side of drawn clips' frames; a VAE stage has its own."""
     num_samples: int = 8
     """Sample pictures at every evaluation, and a third as many sample videos; 0: none."""
+    renew: tuple[str, ...] = ()
+    """Networks that are built anew although the start has them, e.g. ``referencenet``."""
 
     def __post_init__(self) -> None:
         get_sizes(self.size)
@@ -106,8 +111,9 @@ class PreparedRun:
     export: Callable[[Path], None]
     """Write what was learnt into an empty folder; call it with the average applied."""
     bundle: ModelBundle | None = None
-    """Networks for samples; None for a VAE stage."""
+    """Networks for samples; None for the stages on pixels."""
     vae: AutoencoderKL | None = None
+    """Of a VAE's stage or a diffusion's; None where nothing can be drawn."""
 
     @property
     def module(self) -> nn.Module:
@@ -129,6 +135,8 @@ def prepare_run(run: RunConfig, worker: Worker | None = None) -> PreparedRun:
     worker = worker or Worker()
     if isinstance(run.stage, VaeStage):
         return _prepare_vae(run, run.stage, worker)
+    if isinstance(run.stage, VisionStage):
+        return _prepare_vision(run, run.stage, worker)
     return _prepare_diffusion(run, run.stage, worker)
 
 
@@ -188,10 +196,63 @@ def _prepare_vae(run: RunConfig, stage: VaeStage, worker: Worker) -> PreparedRun
     )
 
 
+def _prepare_vision(run: RunConfig, stage: VisionStage, worker: Worker) -> PreparedRun:
+    if run.init is None:
+        raise ConfigError(
+            f"stage {stage.name} writes a bundle; give --init FOLDER of the networks beside it, "
+            "e.g. mini-image's export/bundle"
+        )
+    if run.data is not None:
+        raise ConfigError(f"stage {stage.name} draws its own pictures; leave run.data out")
+    start = read_start(run.init, get_sizes(run.size), VISION_PARTS, renew=run.renew)
+    encoder = start.networks["image_encoder"]
+    module = VisionTraining(encoder).to(worker.device)
+    freeze_except(module, stage.trained)
+    if worker.place is not None:
+        worker.place(module)
+
+    def batch(seed: int, number: int, *, num_images: int, held_out: bool) -> Batch:
+        return look_batch(
+            seed,
+            number,
+            num_images=num_images,
+            image_prompt_px=encoder.config.image_size,
+            size_px=stage.size_px,
+            held_out=held_out,
+        )
+
+    def evaluate(_: int) -> dict[str, float]:
+        held = batch(run.seed, 0, num_images=4 * NUM_HELD_OUT, held_out=True)
+        return right_by_look(module, to_device(held, worker.device))
+
+    source = seed_of(run.seed, "looks") % 2**31
+
+    def export(folder: Path) -> None:
+        bundle = bundle_of(
+            Networks({**start.networks, **start.others}),
+            vae=start.vae,
+            tokenizer=start.tokenizer,
+            schedule=stage.schedule,
+        )
+        save_bundle(bundle, folder / "bundle")
+
+    return PreparedRun(
+        stage=stage,
+        trainer=Trainer(module, stage.optimizer),
+        batches_of=_batches_of(
+            lambda at: batch(source, at.number, num_images=stage.num_images, held_out=False),
+            stage.accumulate,
+            worker,
+        ),
+        evaluate=evaluate,
+        export=export,
+    )
+
+
 def _prepare_diffusion(run: RunConfig, stage: DiffusionStage, worker: Worker) -> PreparedRun:
     if run.init is None:
         raise ConfigError(f"stage {stage.name} works on latents; give --init FOLDER of a VAE")
-    start = read_start(run.init, get_sizes(run.size), stage.parts)
+    start = read_start(run.init, get_sizes(run.size), stage.parts, renew=run.renew)
     networks, vae, tokenizer = start.networks, start.vae, start.tokenizer
     vae.requires_grad_(False).eval().to(worker.device)
     module = DiffusionTraining(

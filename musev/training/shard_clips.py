@@ -119,11 +119,12 @@ class ShardClips:
         names = ("latents_CTHW", "person_THW", "reference_CHW")
         return {name: torch.stack([row[name] for row in found]).float() for name in names}
 
-    def draw(self, index: int) -> DatasetClip:
+    def draw(self, index: int, num_frames: int | None = None) -> DatasetClip:
         """Read a clip's pictures.
 
         Args:
             index: Which.
+            num_frames: How many of its frames are enough; all are read all the same.
 
         Returns:
             The clip; a missing reference is its last frame.

@@ -96,7 +96,28 @@ class VaeStage:
         return ("vae.*",) if self.joint else ("vae.decoder.*", "vae.post_quant_conv.*")
 
 
-Stage = DiffusionStage | VaeStage
+@dataclass(frozen=True, kw_only=True)
+class VisionStage:
+    """A stage on portraits: the image encoder learns what people look like."""
+
+    name: str
+    about: str
+    num_images: int = 64
+    size_px: int = 128
+    """Side at which portraits are drawn; the encoder sees its own."""
+    accumulate: int = 1
+    schedule: ScheduleConfig = MINI_SCHEDULE
+    """Of the bundle that is written."""
+    optimizer: OptimizerConfig
+    loop: LoopConfig
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Patterns of what learns."""
+        return ("image_encoder.*", "readers.*")
+
+
+Stage = DiffusionStage | VaeStage | VisionStage
 
 _BASE = ("unet", "text_encoder")
 _PROMPTED = (*_BASE, "referencenet", "image_encoder", "image_projection")
@@ -206,6 +227,12 @@ def _mini() -> list[Stage]:
             optimizer=OptimizerConfig(learning_rate=1.5e-3, warmup_steps=60),
             loop=LoopConfig(num_steps=6_000, evaluate_every=200, save_every=50),
         ),
+        VisionStage(
+            name="mini-vision",
+            about="image encoder alone: it learns to name what drawn people look like",
+            optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=50, end_ratio=0.02),
+            loop=LoopConfig(num_steps=1_200, log_every=20, evaluate_every=200, save_every=100),
+        ),
         DiffusionStage(
             name="mini-image",
             about="picture layers and text encoder together, on single frames",
@@ -254,9 +281,11 @@ def _mini() -> list[Stage]:
         ),
         DiffusionStage(
             name="mini-joint",
-            about="all networks but the VAE at once, each condition left out as often as given",
+            about="all networks but VAE and image encoder at once, each condition left out as "
+            "often as given",
             parts=(*_PROMPTED, "controlnet"),
             trained=("networks.*",),
+            but_not=("networks.image_encoder.*",),
             batch=BatchConfig(
                 num_clips=4,
                 num_frames=13,

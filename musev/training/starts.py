@@ -48,7 +48,9 @@ class Start:
     """Networks of the start that the stage does not use, handed on as they are."""
 
 
-def read_start(init: str, sizes: NetworkSizes, parts: tuple[str, ...]) -> Start:
+def read_start(
+    init: str, sizes: NetworkSizes, parts: tuple[str, ...], *, renew: tuple[str, ...] = ()
+) -> Start:
     """Read the networks of a start, and build the parts it lacks.
 
     A new ControlNet or ReferenceNet starts as a copy of the U-Net's way down, wherever names and
@@ -59,10 +61,19 @@ def read_start(init: str, sizes: NetworkSizes, parts: tuple[str, ...]) -> Start:
             in diffusers' layout, or a VAE.
         sizes: Of the parts that are built.
         parts: Names of the networks the stage needs.
+        renew: Networks to build anew although the start has them.
 
     Returns:
         The start, networks in training mode and trainable.
+
+    Raises:
+        ConfigError: If a network is to be built anew that the stage does not use.
     """
+    if unused := sorted(set(renew) - set(parts)):
+        raise ConfigError(
+            f"run.renew names {', '.join(unused)}, which this stage does not use; it uses "
+            f"{', '.join(parts)}"
+        )
     with local_folder(init) as folder:
         if (folder / BUNDLE_FILE).exists():
             found, vae, tokenizer = _read_bundle(folder)
@@ -71,6 +82,9 @@ def read_start(init: str, sizes: NetworkSizes, parts: tuple[str, ...]) -> Start:
         else:
             found, vae = Networks(), load_vae(folder)
             tokenizer = make_word_tokenizer([*VOCABULARY, ","], max_length=PROMPT_TOKENS)
+    for name in renew:
+        if name in found:
+            del found[name]
     missing = tuple(name for name in parts if name not in found)
     new = build_networks(sizes, missing, vocab_size=len(tokenizer))
     if missing:

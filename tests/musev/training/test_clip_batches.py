@@ -105,6 +105,35 @@ def test_all_parts_of_a_batch_belong_together(store: LatentStore, tokenizer: CLI
         assert torch.equal(batch["image_prompt_BCYX"][b], image_prompt_pixels([picture], 16)[0])
 
 
+def test_what_is_dropped_is_not_even_drawn(
+    store: LatentStore, tokenizer: CLIPTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what is left has the same bits as where everything is drawn and then dropped."""
+    batches = _batches(store, tokenizer)
+    some = CorruptionConfig(drop_reference=0.3, drop_control=0.5, drop_pictures=0.5)
+    batches.corruption = some
+    found = [batches.at(Position(step=step)) for step in range(24)]
+    monkeypatch.setattr("musev.training.clip_batches.dropped_entries", _nothing)
+    whole = [batches.at(Position(step=step)) for step in range(24)]
+    for thrifty, lavish in zip(found, whole, strict=True):
+        assert thrifty.keys() == lavish.keys()
+        assert all(torch.equal(thrifty[name], lavish[name]) for name in thrifty)
+    kinds = {frozenset(batch) & {"control_BTCYX", "image_prompt_BCYX"} for batch in found}
+    assert len(kinds) == 4
+    monkeypatch.undo()
+    monkeypatch.setattr(ClipSource, "draw", _refuse)
+    batches.corruption = CorruptionConfig(drop_control=1, drop_pictures=1)
+    assert not {"control_BTCYX", "image_prompt_BCYX"} & batches.at(Position(step=0)).keys()
+
+
+def _nothing(*_args: object, **_kwargs: object) -> frozenset[str]:
+    return frozenset()
+
+
+def _refuse(*_args: object) -> None:
+    raise AssertionError("a clip was drawn that nobody looks at")
+
+
 def test_every_so_often_single_frames_instead(store: LatentStore, tokenizer: CLIPTokenizer) -> None:
     batches = _batches(store, tokenizer, image_every=2, images_then=5)
     shapes = [batches.at(Position(step=step))["latents_BCTHW"].shape[:3] for step in range(4)]

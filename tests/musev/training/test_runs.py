@@ -10,7 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from musev.config import WeightsConfig
 from musev.errors import ConfigError
+from musev.models.bundle import load_bundle
 from musev.settings import replace_settings
 from musev.training.checkpoints import CheckpointStore
 from musev.training.loop import resume, run_steps
@@ -144,7 +146,51 @@ def test_what_is_exported_is_the_average(vae_folder: Path, tmp_path: Path) -> No
     assert torch.equal(file["decoder.conv_out.bias"], torch.full((3,), 0.25))
 
 
-@pytest.mark.parametrize("name", ["mini-vae-decoder", "motion"])
+def test_an_image_encoder_learns_alone_and_the_bundle_around_it_stays(tmp_path: Path) -> None:
+    init = save_small_vae(tmp_path)
+    torch.manual_seed(0)
+    image = prepare_run(small_run("mini-image", tmp_path, init))
+    export_to(image, str(tmp_path / "image"))
+    small = {
+        "num_images": "4",
+        "size_px": "32",
+        "loop.num_steps": "2",
+        "optimizer.warmup_steps": "0",
+    }
+    run = RunConfig(
+        stage=replace_settings(get_stage("mini-vision"), small),
+        out=str(tmp_path / "vision"),
+        init=str(tmp_path / "image" / "bundle"),
+        size="narrow",
+    )
+    whole, first = prepare_run(run), prepare_run(run)
+    before = {n: p.detach().clone() for n, p in whole.module.named_parameters()}
+    run_steps(whole.trainer, whole.batches_of, run.stage.loop)
+    assert not any(
+        torch.equal(p, before[n]) for n, p in whole.module.named_parameters() if "readers" in n
+    )
+    store = CheckpointStore(f"{run.out}/checkpoints")
+    first.trainer.do_step(first.batches_of(0), 2)
+    store.save(1, first.trainer.state_dict())
+    again = prepare_run(run)
+    assert resume(again.trainer, store)
+    run_steps(again.trainer, again.batches_of, run.stage.loop)
+    for key, value in again.module.named_parameters():
+        assert torch.equal(value, whole.module.get_parameter(key)), key
+    export_to(again, f"{run.out}/export")
+    found = load_bundle(WeightsConfig(bundle=f"{run.out}/export/bundle"))
+    start = load_bundle(WeightsConfig(bundle=run.init))
+    averages = again.trainer.ema.averages
+    assert all(
+        torch.equal(p, averages[f"image_encoder.{n}"])
+        for n, p in found.networks["image_encoder"].named_parameters()
+    )
+    unets = [bundle.networks["unet"].state_dict() for bundle in (start, found)]
+    assert all(torch.equal(value, unets[1][key]) for key, value in unets[0].items())
+    assert set(whole.evaluate(2)) >= {"right_skin", "right_scene"}
+
+
+@pytest.mark.parametrize("name", ["mini-vae-decoder", "mini-vision", "motion"])
 def test_stages_that_need_a_start_say_so(name: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--init"):
         prepare_run(RunConfig(stage=get_stage(name), out=str(tmp_path)))

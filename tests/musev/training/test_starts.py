@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import fsspec
@@ -72,6 +73,23 @@ def test_a_new_controlnet_starts_as_the_way_down_of_the_unet(bundle_folder: Path
     }
     assert all(torch.equal(control[name], unet[name]) for name in control if name not in own)
     assert not any(control[name].any() for name in own if "cond_embedding" not in name)
+
+
+def test_a_part_can_be_built_anew(bundle_folder: Path) -> None:
+    """A ReferenceNet as the U-Net is now, and not as it was trained; nothing else changes."""
+    init, parts = str(bundle_folder / "bundle"), (*BASE, "referencenet")
+    wider = dataclasses.replace(NARROW, reference_self_attention=True)
+    kept = read_start(init, wider, parts)
+    renewed = read_start(init, wider, parts, renew=("referencenet",))
+    assert not kept.networks["referencenet"].config.need_self_attn_block_embs
+    assert renewed.networks["referencenet"].config.need_self_attn_block_embs
+    unet, reference = (renewed.networks[n].state_dict() for n in ("unet", "referencenet"))
+    assert {name.split(".")[0] for name in reference} >= {"down_blocks", "mid_block", "up_blocks"}
+    assert all(torch.equal(value, unet[name]) for name, value in reference.items())
+    before = kept.networks["unet"].state_dict()
+    assert all(torch.equal(value, before[name]) for name, value in unet.items())
+    with pytest.raises(ConfigError, match="renew names controlnet"):
+        read_start(init, wider, parts, renew=("controlnet",))
 
 
 def test_a_base_model_gives_the_picture_layers(bundle_folder: Path) -> None:
