@@ -47,7 +47,7 @@ lint: setup
 bench: setup
 	@for file in benchmarks/*.py; do \
 		[ -e "$$file" ] || { echo "no benchmarks yet"; break; }; \
-		echo "== $$file"; .venv/bin/python "$$file" || exit 1; \
+		echo "== $$file"; .venv/bin/python -m "benchmarks.$$(basename $$file .py)" || exit 1; \
 	done
 
 clean:

@@ -129,19 +129,10 @@ class Study:
             The point's facts, ``work`` (frames that pass the network for each frame and step),
             ``seconds``, ``load`` and the scores.
         """
-        from musev.config import WindowConfig
-        from musev.denoise.clip_plan import ClipPlan
-
-        clip = self._draw(point.clip)
-        windows = WindowConfig(
-            num_frames=self._profile.sampling.windows.num_frames,
-            **dataclasses.asdict(point.variant),
-        )
         started = time.perf_counter()
-        frames_TYXC = self._render(point, windows)
+        frames_TYXC = self.render(point)
         seconds = time.perf_counter() - started
-        generated = self._num_frames - 1
-        plan = ClipPlan(generated, windows, num_steps=point.num_steps)
+        plan, generated = self._plan(point), self._num_frames - 1
         passed = sum(
             len(plan.task(step, number).frames)
             for step in range(point.num_steps)
@@ -155,27 +146,51 @@ class Study:
             "work": passed / (generated * point.num_steps),
             "seconds": round(seconds, 2),
             "load": round(os.getloadavg()[0], 1),
-            **self._judge(frames_TYXC, clip, plan, point.num_steps),
+            **self._judge(frames_TYXC, point),
         }
 
-    def _judge(
-        self, frames_TYXC: np.ndarray, clip: Any, plan: Any, num_steps: int
-    ) -> dict[str, float]:
+    def last_windows(self, point: Point) -> tuple[Any, ...]:
+        """Windows of the point's last step, over the generated frames: all but frame 0."""
+        plan, last = self._plan(point), point.num_steps - 1
+        return tuple(plan.task(last, number).frames for number in range(plan.num_windows(last)))
+
+    def _windows(self, point: Point) -> Any:
+        from musev.config import WindowConfig
+
+        return WindowConfig(
+            num_frames=self._profile.sampling.windows.num_frames,
+            **dataclasses.asdict(point.variant),
+        )
+
+    def _plan(self, point: Point) -> Any:
+        from musev.denoise.clip_plan import ClipPlan
+
+        windows = self._windows(point)
+        return ClipPlan(self._num_frames - 1, windows, num_steps=point.num_steps)
+
+    def _judge(self, frames_TYXC: np.ndarray, point: Point) -> dict[str, float]:
         """Scores of the generated frames: frame 0 was given and is in no window."""
         from musev.quality.clip import Expected, score_clip
 
-        last = num_steps - 1
-        numbers = range(plan.num_windows(last))
+        clip = self._draw(point.clip)
         expected = Expected(
             points_TJ2=clip.points_TJ2[1:],
             visible_TJ=clip.visible_TJ[1:],
             truth_TYXC=clip.frames_TYXC[1:],
-            windows=tuple(plan.task(last, number).frames for number in numbers),
+            windows=self.last_windows(point),
         )
         scores = score_clip(frames_TYXC[1:], expected, fps=self._profile.fps)
         return {name: round(float(scores[name]), 4) for name in SCORES}
 
-    def _render(self, point: Point, windows: Any) -> np.ndarray:
+    def render(self, point: Point) -> np.ndarray:
+        """Render one point.
+
+        Args:
+            point: Which.
+
+        Returns:
+            ``frames_TYXC``: uint8, the given first frame among them.
+        """
         import torch
 
         from musev.conditions import ClipMedia, encode_conditions
@@ -187,7 +202,7 @@ class Study:
         clip = self._draw(point.clip)
         sampling = dataclasses.replace(
             self._profile.sampling,
-            windows=windows,
+            windows=self._windows(point),
             num_steps=point.num_steps,
             guidance=GuidanceConfig(scale=self._guidance),
         )
