@@ -143,6 +143,11 @@ def prepare_run(run: RunConfig, worker: Worker | None = None) -> PreparedRun:
 def _prepare_vae(run: RunConfig, stage: VaeStage, worker: Worker) -> PreparedRun:
     if run.data is not None:
         raise ConfigError(f"stage {stage.name} draws its own pictures; leave run.data out")
+    if run.renew:
+        raise ConfigError(
+            f"stage {stage.name} has one network, which starts anew without --init; leave "
+            "run.renew out"
+        )
     if run.init is not None:
         with local_folder(run.init) as folder:
             vae = load_vae(folder)

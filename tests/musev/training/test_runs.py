@@ -196,6 +196,12 @@ def test_stages_that_need_a_start_say_so(name: str, tmp_path: Path) -> None:
         prepare_run(RunConfig(stage=get_stage(name), out=str(tmp_path)))
 
 
+def test_a_vae_has_no_parts_to_renew(tmp_path: Path) -> None:
+    run = RunConfig(stage=get_stage("mini-vae"), out=str(tmp_path), renew=("vae",))
+    with pytest.raises(ConfigError, match="leave run"):
+        prepare_run(run)
+
+
 @pytest.mark.parametrize("wrong", [{"size": "xl"}, {"num_clips": 0}, {"num_samples": -1}])
 def test_impossible_runs_are_refused(wrong: dict, tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
