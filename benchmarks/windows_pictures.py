@@ -137,7 +137,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--frames", type=int, default=97)
-    parser.add_argument("--variant", action="append", default=[], help="repeatable")
+    names = [variant.name for variant in variants()]
+    parser.add_argument("--variant", action="append", default=[], choices=names, metavar="NAME")
     given = parser.parse_args(arguments)
     if given.chart:
         chart(summarise(read_rows(given.rows))).save(given.chart)

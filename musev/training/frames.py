@@ -3,11 +3,13 @@
 # Axes here: R image, Y X pixel rows and columns, C channel.
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from musev.synthetic.clips import draw_clip
+from musev.synthetic.clips import Clip, draw_clip
 from musev.training.optimizer import Batch
 
 REFERENCE_SHARE = 0.25
@@ -39,11 +41,9 @@ def frame_batch(
         ``pixels`` (``RCYX``, -1..1) and ``mask`` (``R1YX``, 0..1).
     """
     pictures, masks = [], []
-    for index in range(number * num_images, (number + 1) * num_images):
-        rng = np.random.default_rng([seed, index])
-        clip = draw_clip(
-            seed, index, held_out=held_out, height=size_px, width=size_px, num_frames=1
-        )
+    for clip, rng in picture_clips(
+        seed, number, num_images=num_images, size_px=size_px, held_out=held_out
+    ):
         if rng.random() < REFERENCE_SHARE and not held_out:
             picture_YXC = clip.reference_YXC
             mask_YX = np.full(picture_YXC.shape[:2], 255 * PLAIN_MASK, np.float32)
@@ -60,6 +60,27 @@ def frame_batch(
         "pixels": to_pixels(np.stack(pictures)),
         "mask": torch.from_numpy(np.stack(masks)[:, None] / 255).float(),
     }
+
+
+def picture_clips(
+    seed: int, number: int, *, num_images: int, size_px: int, held_out: bool
+) -> Iterator[tuple[Clip, np.random.Generator]]:
+    """Draw the clips of a batch of single pictures.
+
+    Args:
+        seed: Which endless source.
+        number: Which batch; batches share no clips.
+        num_images: Clips in it.
+        size_px: Side of their pictures.
+        held_out: Draw the combinations kept from training.
+
+    Yields:
+        A clip of one frame, and a generator of its own for whatever is chosen about it.
+    """
+    size = {"height": size_px, "width": size_px}
+    for index in range(number * num_images, (number + 1) * num_images):
+        clip = draw_clip(seed, index, held_out=held_out, num_frames=1, **size)
+        yield clip, np.random.default_rng([seed, index])
 
 
 def to_pixels(frames_RYXC: np.ndarray) -> Tensor:

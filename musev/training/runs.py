@@ -130,9 +130,14 @@ def prepare_run(run: RunConfig, worker: Worker | None = None) -> PreparedRun:
 
     Returns:
         The run, not resumed yet.
+
+    Raises:
+        ConfigError: If the stage cannot be run on what is given.
     """
     torch.manual_seed(run.seed)  # initial weights only; all else draws from its own generators
     worker = worker or Worker()
+    if run.data is not None and not isinstance(run.stage, DiffusionStage):
+        raise ConfigError(f"stage {run.stage.name} draws its own pictures; leave run.data out")
     if isinstance(run.stage, VaeStage):
         return _prepare_vae(run, run.stage, worker)
     if isinstance(run.stage, VisionStage):
@@ -141,8 +146,6 @@ def prepare_run(run: RunConfig, worker: Worker | None = None) -> PreparedRun:
 
 
 def _prepare_vae(run: RunConfig, stage: VaeStage, worker: Worker) -> PreparedRun:
-    if run.data is not None:
-        raise ConfigError(f"stage {stage.name} draws its own pictures; leave run.data out")
     if run.renew:
         raise ConfigError(
             f"stage {stage.name} has one network, which starts anew without --init; leave "
@@ -207,8 +210,6 @@ def _prepare_vision(run: RunConfig, stage: VisionStage, worker: Worker) -> Prepa
             f"stage {stage.name} writes a bundle; give --init FOLDER of the networks beside it, "
             "e.g. mini-image's export/bundle"
         )
-    if run.data is not None:
-        raise ConfigError(f"stage {stage.name} draws its own pictures; leave run.data out")
     start = read_start(run.init, get_sizes(run.size), VISION_PARTS, renew=run.renew)
     encoder = start.networks["image_encoder"]
     module = VisionTraining(encoder).to(worker.device)

@@ -8,13 +8,12 @@ it first learns to tell the drawn people's looks; what it learnt to tell them by
 # Axes here: B picture, C channel, Y X pixel rows and columns, N look, D embedding width.
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPVisionModelWithProjection
 
-from musev.synthetic.clips import Clip, draw_clip
+from musev.synthetic.clips import Clip
 from musev.synthetic.people import (
     CLOTHES_COLORS,
     HAIR_COLORS,
@@ -25,6 +24,7 @@ from musev.synthetic.people import (
     TROUSERS_SHAPES,
 )
 from musev.training.clip_batches import image_prompt_pixels
+from musev.training.frames import picture_clips
 from musev.training.optimizer import Batch, Losses
 
 UNSEEN = "unseen"
@@ -67,12 +67,10 @@ class VisionTraining(nn.Module):
         Returns:
             ``loss``, and ``right``: the share of looks that are named rightly.
         """
-        answers = self.answers(batch["image_prompt_BCYX"])
-        losses, right = [], []
-        for n, answer in enumerate(answers.values()):
-            losses.append(F.cross_entropy(answer, batch["looks_BN"][:, n]))
-            right.append((answer.detach().argmax(1) == batch["looks_BN"][:, n]).float().mean())
-        return {"loss": torch.stack(losses).sum(), "right": torch.stack(right).mean()}
+        answers, looks_BN = self.answers(batch["image_prompt_BCYX"]), batch["looks_BN"]
+        losses = [F.cross_entropy(a, looks_BN[:, n]) for n, a in enumerate(answers.values())]
+        right = _right(answers, looks_BN)
+        return {"loss": torch.stack(losses).sum(), "right": torch.stack([*right.values()]).mean()}
 
     def answers(self, image_prompt_BCYX: Tensor) -> dict[str, Tensor]:
         """Logits of every look's values."""
@@ -91,9 +89,13 @@ def right_by_look(module: VisionTraining, batch: Batch) -> dict[str, float]:
     Returns:
         ``right_skin`` and so on.
     """
-    answers = module.answers(batch["image_prompt_BCYX"])
+    right = _right(module.answers(batch["image_prompt_BCYX"]), batch["looks_BN"])
+    return {f"right_{look}": float(share) for look, share in right.items()}
+
+
+def _right(answers: dict[str, Tensor], looks_BN: Tensor) -> dict[str, Tensor]:
     return {
-        f"right_{look}": float((answer.argmax(1) == batch["looks_BN"][:, n]).float().mean())
+        look: (answer.detach().argmax(1) == looks_BN[:, n]).float().mean()
         for n, (look, answer) in enumerate(answers.items())
     }
 
@@ -121,11 +123,10 @@ def look_batch(
         ``image_prompt_BCYX`` and ``looks_BN``: int64, places in :data:`LOOKS`.
     """
     pictures, looks = [], []
-    for index in range(number * num_images, (number + 1) * num_images):
-        clip = draw_clip(
-            seed, index, held_out=held_out, height=size_px, width=size_px, num_frames=1
-        )
-        is_frame = bool(np.random.default_rng([seed, index]).random() < FRAME_SHARE)
+    for clip, rng in picture_clips(
+        seed, number, num_images=num_images, size_px=size_px, held_out=held_out
+    ):
+        is_frame = bool(rng.random() < FRAME_SHARE)
         pictures.append(clip.frames_TYXC[0] if is_frame else clip.reference_YXC)
         shown = looks_of(clip, is_frame=is_frame)
         looks.append([values.index(shown[look]) for look, values in LOOKS.items()])
