@@ -5,7 +5,8 @@
 
 Every clip is drawn, so the truth is known. A model gets its first frame and its poses and makes 96
 frames in each layout. Measurements are appended to ``--rows`` one by one: run the same command
-again to go on, with more clips, seeds or steps.
+again to go on, with more clips, seeds or steps. A process computes on one core; several share a
+file when each is given its part of the clips (``--part 0/2`` and ``--part 1/2``).
 
 Axes here: T frame, Y X pixel rows and columns, C channel.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import itertools
 import json
 import os
@@ -111,8 +113,12 @@ class Study:
     ) -> None:
         from musev.models.bundle import load_bundle
         from musev.registry import get_profile
+        from musev.weight_parts import digest_weights
 
         self._profile = get_profile(profile_name)
+        digests = json.dumps(digest_weights(self._profile.weights), sort_keys=True)
+        self.weights = hashlib.sha256(digests.encode()).hexdigest()[:12]
+        """Tells measurements of other weights apart."""
         self._bundle = load_bundle(self._profile.weights)
         self._num_frames = num_frames
         self._guidance = guidance
@@ -126,8 +132,9 @@ class Study:
             point: Which.
 
         Returns:
-            The point's facts, ``work`` (frames that pass the network for each frame and step),
-            ``seconds``, ``load`` and the scores.
+            The point's facts, ``weights``, ``work`` (frames that pass the network for each frame
+            and step), ``seconds``, ``load``, and the scores: :data:`SCORES` and all others there
+            are, NaN where a judge cannot say.
         """
         started = time.perf_counter()
         frames_TYXC = self.render(point)
@@ -143,6 +150,7 @@ class Study:
             "num_steps": point.num_steps,
             "clip": point.clip,
             "seed": point.seed,
+            "weights": self.weights,
             "work": passed / (generated * point.num_steps),
             "seconds": round(seconds, 2),
             "load": round(os.getloadavg()[0], 1),
@@ -180,7 +188,8 @@ class Study:
             windows=self.last_windows(point),
         )
         scores = score_clip(frames_TYXC[1:], expected, fps=self._profile.fps)
-        return {name: round(float(scores[name]), 4) for name in SCORES}
+        first = {name: scores.pop(name) for name in SCORES}
+        return {name: round(float(value), 4) for name, value in {**first, **scores}.items()}
 
     def render(self, point: Point) -> np.ndarray:
         """Render one point.
@@ -349,14 +358,20 @@ def run(given: argparse.Namespace) -> None:
 
     Args:
         given: The command line.
+
+    Raises:
+        ValueError: The rows there are come from other weights.
     """
     import torch
 
     torch.set_num_threads(1)
     rows = read_rows(given.rows)
-    done = {(row["variant"], row["num_steps"], row["clip"], row["seed"]) for row in rows}
-    wanted = list(points(given.clips, given.seeds, given.steps, given.variant))
-    left = [point for point in wanted if point.key not in done]
+    part, parts = given.part
+    wanted = [
+        point
+        for point in points(given.clips, given.seeds, given.steps, given.variant)
+        if point.clip % parts == part
+    ]
     given.rows.parent.mkdir(parents=True, exist_ok=True)
     until_s = time.monotonic() + given.minutes * 60
     with tempfile.TemporaryDirectory(prefix="musev-study-") as scratch:
@@ -366,6 +381,14 @@ def run(given: argparse.Namespace) -> None:
             guidance=given.guidance,
             scratch=Path(scratch),
         )
+        others = {row["weights"] for row in rows} - {study.weights}
+        if others:
+            raise ValueError(
+                f"--rows {given.rows}: measured with the weights {', '.join(sorted(others))}, the "
+                f"profile {given.profile} has {study.weights} now; give another file"
+            )
+        done = {(row["variant"], row["num_steps"], row["clip"], row["seed"]) for row in rows}
+        left = [point for point in wanted if point.key not in done]
         for count, point in enumerate(left):
             if time.monotonic() > until_s:
                 sys.stderr.write(f"time is over; {len(left) - count} renders are left\n")
@@ -374,6 +397,24 @@ def run(given: argparse.Namespace) -> None:
             with given.rows.open("a", encoding="utf-8") as file:
                 file.write("\n" + line)
             sys.stderr.write(f"{count + 1}/{len(left)} {line}\n")
+
+
+def read_part(text: str) -> tuple[int, int]:
+    """Read ``--part``.
+
+    Args:
+        text: Like ``0/2``: of the clips whose number leaves 0 when divided by 2.
+
+    Returns:
+        ``(part, parts)``.
+
+    Raises:
+        argparse.ArgumentTypeError: It is not such a text.
+    """
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a part like 0/2 or 1/2")
+    return int(part), int(parts)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -394,6 +435,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--frames", type=int, default=97, help="the first is given")
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--variant", action="append", default=[], help="only this; repeatable")
+    parser.add_argument(
+        "--part", type=read_part, default=(0, 1), help="like 0/2: which share of the clips"
+    )
     parser.add_argument("--minutes", type=float, default=5.0, help="stop after so long")
     given = parser.parse_args(arguments)
     if given.table:

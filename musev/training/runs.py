@@ -36,7 +36,7 @@ from musev.training.optimizer import Batch
 from musev.training.published import save_published
 from musev.training.shard_clips import ShardClips, open_clips
 from musev.training.stages import DiffusionStage, Stage, VaeStage, VisionStage
-from musev.training.starts import load_vae, local_folder, read_start
+from musev.training.starts import Start, load_vae, local_folder, read_start
 from musev.training.vae import (
     VaeTraining,
     add_latent_noise,
@@ -255,6 +255,18 @@ def _prepare_vision(run: RunConfig, stage: VisionStage, worker: Worker) -> Prepa
     )
 
 
+def _warn_of_random(start: Start, stage: Stage) -> None:
+    """Say which networks are built anew and yet not trained: they hand on noise."""
+    for name in start.new:
+        if not any(p.requires_grad for p in start.networks[name].parameters()):
+            logger.warning(
+                "%s: the start has none, so it is built with random weights, and stage %s does not "
+                "train it; give a start that has it, or train it first",
+                name,
+                stage.name,
+            )
+
+
 def _prepare_diffusion(run: RunConfig, stage: DiffusionStage, worker: Worker) -> PreparedRun:
     if run.init is None:
         raise ConfigError(f"stage {stage.name} works on latents; give --init FOLDER of a VAE")
@@ -271,6 +283,7 @@ def _prepare_diffusion(run: RunConfig, stage: DiffusionStage, worker: Worker) ->
         module.requires_grad_(False)
         add_lora(networks["unet"], stage.lora_rank)
     learning = freeze_except(module, stage.trained, but_not=stage.but_not)
+    _warn_of_random(start, stage)
     if stage.gradient_checkpointing:
         for name in ("unet", "referencenet", "controlnet"):
             if name in networks:

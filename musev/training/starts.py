@@ -46,6 +46,8 @@ class Start:
     tokenizer: CLIPTokenizer
     others: Networks
     """Networks of the start that the stage does not use, handed on as they are."""
+    new: tuple[str, ...] = ()
+    """Networks the start lacked: they know nothing, or what the U-Net's way down knows."""
 
 
 def read_start(
@@ -95,7 +97,7 @@ def read_start(
             logger.info("%s starts from %d weights of the U-Net", name, copied)
     networks = Networks({name: (found if name in found else new)[name] for name in parts})
     others = Networks({name: net for name, net in found.items() if name not in parts})
-    return Start(networks.requires_grad_(True).train(), vae, tokenizer, others)
+    return Start(networks.requires_grad_(True).train(), vae, tokenizer, others, missing)
 
 
 def _read_bundle(folder: Path) -> tuple[Networks, AutoencoderKL, CLIPTokenizer]:

@@ -53,5 +53,25 @@ def test_a_study_goes_on_where_it_was_broken_off(
     assert [row["variant"] for row in found] == list(TWO)
     assert found[1]["work"] < found[0]["work"]
     assert all(name in row for row in found for name in SCORES)
+    main(["--rows", str(rows), "--part", "1/2", *FEW])  # clip 0 belongs to the other part
+    assert rows.read_text().count("seam_ratio") == len(found)
     main(["--rows", str(rows), "--table"])
     assert "| 3 | musev, overlap 4, flat |" in capsys.readouterr().out
+
+
+def test_measurements_of_other_weights_are_not_added_to(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({**line(TWO[0], 0, 1.0), "weights": "0123456789ab"}) + "\n")
+    before = rows.read_text()
+    with pytest.raises(ValueError, match=r"weights 0123456789ab.*mini has .* give another file"):
+        main(["--rows", str(rows), *FEW])
+    assert rows.read_text() == before
+
+
+@pytest.mark.parametrize("part", ["2/2", "1", "a/b", "-1/2"])
+def test_a_part_that_there_is_not_is_refused(
+    part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["--rows", str(tmp_path / "rows.jsonl"), f"--part={part}"])
+    assert "is not a part like 0/2" in capsys.readouterr().err

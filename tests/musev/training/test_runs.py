@@ -190,6 +190,20 @@ def test_an_image_encoder_learns_alone_and_the_bundle_around_it_stays(tmp_path: 
     assert set(whole.evaluate(2)) >= {"right_skin", "right_scene"}
 
 
+def test_a_network_that_stays_random_is_warned_of(
+    vae_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A VAE alone has no text encoder: text-to-image leaves it as it is, mini-image trains it."""
+    vae = str(vae_folder / "vae")
+    prepare_run(small_run("text-to-image", tmp_path, vae))
+    told = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert [text.partition(":")[0] for text in told] == ["text_encoder"]
+    assert "stage text-to-image does not train it" in told[0]
+    caplog.clear()
+    prepare_run(small_run("mini-image", tmp_path, vae))
+    assert not [r for r in caplog.records if r.levelname == "WARNING"]
+
+
 @pytest.mark.parametrize("name", ["mini-vae-decoder", "mini-vision", "motion"])
 def test_stages_that_need_a_start_say_so(name: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--init"):
