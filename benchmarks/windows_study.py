@@ -32,6 +32,8 @@ import numpy as np
 SOURCE_SEED = 77
 """Endless source of the clips: held-out combinations that no network was trained on."""
 SCORES = ("seam_ratio", "pck_0.1", "psnr")
+BASELINE = "musev, overlap 4, flat"
+"""What the others are compared with: the original's overlap and blend."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,59 +288,67 @@ def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
     Returns:
         A line a group: ``num_steps``, ``variant``, ``work``, ``clips``, ``renders``, and
-        ``(mean, low, high)`` of each score, over the clips that every variant of the same number of
-        steps has in common, so that all are compared on the same clips.
+        ``(mean, low, high)`` of each score, and of its difference from :data:`BASELINE`
+        (``seam_ratio_difference`` and so on) over the clips and seeds that both were measured on:
+        clips differ more than layouts do.
     """
     lines = []
     for num_steps in sorted({row["num_steps"] for row in rows}):
-        of_steps = [row for row in rows if row["num_steps"] == num_steps]
-        names = [v.name for v in variants() if any(row["variant"] == v.name for row in of_steps)]
-        runs = {
-            name: {(r["clip"], r["seed"]) for r in of_steps if r["variant"] == name}
-            for name in names
-        }
-        common = set.intersection(*runs.values())
-        for name in names:
-            own = [
-                row
-                for row in of_steps
-                if row["variant"] == name and (row["clip"], row["seed"]) in common
-            ]
-            if own:
-                lines.append({"num_steps": num_steps, "variant": name, **_line(own)})
+        runs: dict[str, dict[tuple[int, int], dict[str, Any]]] = {}
+        for row in rows:
+            if row["num_steps"] == num_steps:
+                runs.setdefault(row["variant"], {})[row["clip"], row["seed"]] = row
+        base = runs.get(BASELINE, {})
+        lines += [
+            {"num_steps": num_steps, "variant": v.name, **_line(runs[v.name], base)}
+            for v in variants()
+            if v.name in runs
+        ]
     return lines
 
 
-def _line(own: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    clips = sorted({row["clip"] for row in own})
-    found: dict[str, Any] = {"clips": len(clips), "renders": len(own), "work": own[0]["work"]}
+def _line(
+    own: dict[tuple[int, int], dict[str, Any]], base: dict[tuple[int, int], dict[str, Any]]
+) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "clips": len({clip for clip, _ in own}),
+        "renders": len(own),
+        "work": next(iter(own.values()))["work"],
+    }
     for score in SCORES:
-        values = [
-            [row[score] for row in own if row["clip"] == clip and np.isfinite(row[score])]
-            for clip in clips
-        ]
-        known = [each for each in values if each]
-        found[score] = interval(known) if known else (float("nan"),) * 3
+        found[score] = _over_clips({run: row[score] for run, row in own.items()})
+        found[f"{score}_difference"] = _over_clips(
+            {run: row[score] - base[run][score] for run, row in own.items() if run in base}
+        )
     return found
+
+
+def _over_clips(values: dict[tuple[int, int], float]) -> tuple[float, ...]:
+    """The :func:`interval` of values by clip and seed; those no judge could give are left out."""
+    by_clip: dict[int, list[float]] = {}
+    for (clip, _), value in values.items():
+        if np.isfinite(value):
+            by_clip.setdefault(clip, []).append(value)
+    return interval(list(by_clip.values())) if by_clip else (float("nan"),) * 3
 
 
 def markdown(lines: Sequence[dict[str, Any]]) -> str:
     """Write the summary as a Markdown table; intervals are 95 percent."""
     text = [
-        "| steps | windows | work | seam ratio | PCK@0.1 | PSNR, dB | renders |",
-        "|" + "---|" * 7,
+        "| steps | windows | work | seam ratio | against overlap 4 | PCK@0.1 | against overlap 4 "
+        "| PSNR, dB | against overlap 4 | renders |",
+        "|" + "---|" * 10,
     ]
     for line in lines:
-        scores = [
-            f"{line[name][0]:.3f} ({line[name][1]:.3f} to {line[name][2]:.3f})"
-            for name in ("seam_ratio", "pck_0.1")
-        ]
-        mean, low, high = line["psnr"]
-        scores.append(f"{mean:.2f} ({low:.2f} to {high:.2f})")
-        text.append(
-            f"| {line['num_steps']} | {line['variant']} | {line['work']:.2f} | "
-            f"{' | '.join(scores)} | {line['renders']} |"
-        )
+        cells = [f"{line['num_steps']}", line["variant"], f"{line['work']:.2f}"]
+        for score, digits in (("seam_ratio", 3), ("pck_0.1", 3), ("psnr", 2)):
+            mean, low, high = line[score]
+            cells.append(f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})")
+            mean, low, high = line[f"{score}_difference"]
+            same = line["variant"] == BASELINE or not np.isfinite(mean)
+            told = f"{mean:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
+            cells.append("" if same else told)
+        text.append(f"| {' | '.join(cells)} | {line['renders']} |")
     return "\n".join(text) + "\n"
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks.windows_study import SCORES, interval, main, markdown, summarise, variants
@@ -22,14 +23,25 @@ def test_names_tell_variants_apart() -> None:
     assert set(TWO) <= set(names)
 
 
-def test_variants_are_compared_on_the_clips_they_have_in_common() -> None:
-    rows = [line(TWO[0], clip, 1.0 + clip) for clip in range(3)] + [line(TWO[1], 1, 5.0)]
+def test_a_variant_is_compared_with_the_baseline_on_the_clips_both_have() -> None:
+    rows = [line(TWO[0], clip, 1.0 + clip) for clip in range(3)]
+    rows += [line(TWO[1], 1, 5.0), line(TWO[1], 7, 9.0)]
     found = {each["variant"]: each for each in summarise(rows)}
-    assert {each["clips"] for each in found.values()} == {1}
-    assert found[TWO[0]]["seam_ratio"][0] == 2.0  # clip 1 alone
-    assert "| 10 | rotating, 2 settling | 1.50 | 5.000 (5.000 to 5.000) |" in markdown(
-        list(found.values())
-    )
+    assert found[TWO[0]]["seam_ratio"][0] == 2.0
+    assert found[TWO[1]]["seam_ratio"][0] == 7.0
+    assert found[TWO[1]]["clips"] == 2
+    assert found[TWO[1]]["seam_ratio_difference"] == (3.0, 3.0, 3.0)  # clip 1 alone
+    told = markdown(list(found.values())).splitlines()
+    assert told[2].startswith("| 10 | musev, overlap 4, flat | 1.50 | 2.000 (1.000 to 3.000) |  |")
+    assert "| 7.000 (5.000 to 9.000) | +3.000 (+3.000 to +3.000) |" in told[3]
+
+
+def test_what_no_judge_could_say_counts_for_nothing() -> None:
+    rows = [line(TWO[0], 0, 1.0), line(TWO[0], 1, float("nan")), line(TWO[1], 1, 2.0)]
+    found = {each["variant"]: each for each in summarise(rows)}
+    assert found[TWO[0]]["seam_ratio"] == (1.0, 1.0, 1.0)
+    assert all(map(np.isnan, found[TWO[1]]["seam_ratio_difference"]))
+    assert found[TWO[1]]["psnr_difference"] == (0.0, 0.0, 0.0)
 
 
 def test_the_interval_is_over_clips_not_over_seeds() -> None:
