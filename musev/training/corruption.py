@@ -42,11 +42,19 @@ class CorruptionConfig:
     """Share of video batches cut to 2 frames or more: short windows are used at the ends."""
     w_ind_noise: float = 0.5
     """Share of a frame's noise that is its own, as at inference."""
+    timestep_spread: float | None = None
+    """Draw timesteps from a logit-normal distribution of this deviation (arXiv 2403.03206, section
+    3.1), so that most lie where the picture is decided; None draws all alike. 1 is usual."""
+    timestep_mean: float = 0.0
+    """Of its logits: 0 has its middle at half of the timesteps, below 0 at less noise."""
 
     def __post_init__(self) -> None:
+        others = {"timestep_spread", "timestep_mean"}
         for name, value in vars(self).items():
-            if not 0 <= value <= 1:
+            if name not in others and not 0 <= value <= 1:
                 raise ConfigError(f"{name} must be in [0, 1], got {value}")
+        if self.timestep_spread is not None and self.timestep_spread <= 0:
+            raise ConfigError(f"timestep_spread must be above 0, got {self.timestep_spread}")
         if self.no_condition_frame + self.first_condition_frame > 1:
             raise ConfigError("no_condition_frame and first_condition_frame add up to more than 1")
 
@@ -94,7 +102,7 @@ def corrupt(
         if index is not None:
             found["condition_index"] = index
     found["noise_BCTHW"] = frames
-    found["timesteps_B"] = torch.randint(num_timesteps, (num_clips,), generator=generator)
+    found["timesteps_B"] = _draw_timesteps(config, num_clips, num_timesteps, generator)
     shown = "reference_BCTHW" in found or "image_prompt_BCYX" in found
     only_there = shown and "condition_index" not in found
     drop_text = config.drop_text_with_reference if only_there else config.drop_text
@@ -133,6 +141,16 @@ def _draw_dropped(config: CorruptionConfig, generator: torch.Generator) -> froze
         if draw < probability
         for name in names
     )
+
+
+def _draw_timesteps(
+    config: CorruptionConfig, num_clips: int, num_timesteps: int, generator: torch.Generator
+) -> Tensor:
+    if config.timestep_spread is None:
+        return torch.randint(num_timesteps, (num_clips,), generator=generator)
+    logits_B = torch.randn(num_clips, generator=generator) * config.timestep_spread
+    share_B = torch.sigmoid(logits_B + config.timestep_mean)
+    return (share_B * num_timesteps).long().clamp(max=num_timesteps - 1)
 
 
 def _condition_index(

@@ -25,6 +25,7 @@ from musev.errors import ConfigError
 from musev.models.bundle import ModelBundle, save_bundle
 from musev.models.published import MOTION_MARKS
 from musev.training.clip_batches import ClipBatches, Position
+from musev.training.corruption import CorruptionConfig
 from musev.training.diffusion import DiffusionLossConfig, DiffusionTraining
 from musev.training.frames import frame_batch
 from musev.training.frozen import freeze_except
@@ -291,18 +292,21 @@ def _prepare_diffusion(run: RunConfig, stage: DiffusionStage, worker: Worker) ->
     if worker.place is not None:
         worker.place(module)
 
-    def batches(store: Clips) -> ClipBatches:
+    def batches(store: Clips, corruption: CorruptionConfig) -> ClipBatches:
         return ClipBatches(
             store=store,
             config=stage.batch,
-            corruption=stage.corruption,
+            corruption=corruption,
             tokenizer=tokenizer,
             seed=run.seed,
             image_prompt_px=_image_prompt_px(networks, run),
         )
 
     training, held_out = open_clip_stores(run, stage, vae, worker)
-    held_batches = [batches(held_out).at(Position(step=n)) for n in range(_HELD_OUT_BATCHES)]
+    evenly = dataclasses.replace(stage.corruption, timestep_spread=None)
+    held_batches = [
+        batches(held_out, evenly).at(Position(step=n)) for n in range(_HELD_OUT_BATCHES)
+    ]
 
     def evaluate(_: int) -> dict[str, float]:
         losses = [float(module(to_device(b, worker.device))["mse"]) for b in held_batches]
@@ -331,7 +335,7 @@ def _prepare_diffusion(run: RunConfig, stage: DiffusionStage, worker: Worker) ->
     return PreparedRun(
         stage=stage,
         trainer=Trainer(module, stage.optimizer),
-        batches_of=_batches_of(batches(training).at, stage.accumulate, worker),
+        batches_of=_batches_of(batches(training, stage.corruption).at, stage.accumulate, worker),
         evaluate=evaluate,
         export=export,
         bundle=bundle,

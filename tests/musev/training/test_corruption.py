@@ -144,7 +144,25 @@ def test_single_frames_have_no_conditioning_frame_and_any_timestep() -> None:
     assert 980 < int(times.max()) < 1000
 
 
+@pytest.mark.parametrize(("mean", "spread"), [(0.0, 1.0), (-1.0, 0.5)])
+def test_timesteps_can_lie_where_the_picture_is_decided(mean: float, spread: float) -> None:
+    """The quartiles of a logit-normal distribution, and the rest of the batch as without it."""
+    batch = {"latents_BCTHW": torch.zeros(4000, 4, 1, 1, 1), "ids_BL": torch.zeros(4000, 3).long()}
+    config = CorruptionConfig(timestep_mean=mean, timestep_spread=spread)
+    found = _corrupt(batch, config, 0)
+    times = found["timesteps_B"]
+    assert times.dtype == torch.int64
+    assert 0 <= int(times.min()) < int(times.max()) < 1000
+    quarters = torch.quantile(times.double(), torch.tensor([0.25, 0.5, 0.75]).double())
+    logits = mean + spread * torch.tensor([-0.6745, 0, 0.6745])
+    assert quarters.tolist() == pytest.approx((1000 * logits.sigmoid()).tolist(), abs=15)
+    evenly = _corrupt(batch, CorruptionConfig(), 0)
+    assert torch.equal(found["noise_BCTHW"], evenly["noise_BCTHW"])
+
+
 def test_impossible_chances_are_refused() -> None:
+    with pytest.raises(ConfigError, match="timestep_spread must be above 0"):
+        CorruptionConfig(timestep_spread=0)
     with pytest.raises(ConfigError, match="drop_text"):
         CorruptionConfig(drop_text=1.5)
     with pytest.raises(ConfigError, match="more than 1"):

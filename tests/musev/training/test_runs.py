@@ -190,6 +190,16 @@ def test_an_image_encoder_learns_alone_and_the_bundle_around_it_stays(tmp_path: 
     assert set(whole.evaluate(2)) >= {"right_skin", "right_scene"}
 
 
+def test_held_out_errors_are_over_all_timesteps_alike(vae_folder: Path, tmp_path: Path) -> None:
+    vae = str(vae_folder / "vae")
+    evenly = prepare_run(small_run("mini-image", tmp_path, vae))
+    near = prepare_run(small_run("mini-image", tmp_path, vae, corruption__timestep_spread="0.01"))
+    assert near.evaluate(0) == evenly.evaluate(0)
+    times = [run.batches_of(0)[0]["timesteps_B"].tolist() for run in (evenly, near)]
+    assert all(abs(time - 500) < 20 for time in times[1])
+    assert times[0] != times[1]
+
+
 def test_a_network_that_stays_random_is_warned_of(
     vae_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
