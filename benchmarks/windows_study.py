@@ -4,9 +4,11 @@
     python benchmarks/windows_study.py --rows out/windows.jsonl --table
 
 Every clip is drawn, so the truth is known. A model gets its first frame and its poses and makes 96
-frames in each layout. Measurements are appended to ``--rows`` one by one: run the same command
-again to go on, with more clips, seeds or steps. A process computes on one core; several share a
-file when each is given its part of the clips (``--part 0/2`` and ``--part 1/2``).
+frames in each layout; with ``--free`` it gets no poses, and nobody knows what should come.
+
+Measurements are appended to ``--rows`` one by one: run the same command again to go on, with more
+clips, seeds or steps. A process computes on one core; several share a file when each is given its
+part of the clips (``--part 0/2`` and ``--part 1/2``).
 
 Axes here: T frame, Y X pixel rows and columns, C channel.
 """
@@ -32,6 +34,8 @@ import numpy as np
 SOURCE_SEED = 77
 """Endless source of the clips: held-out combinations that no network was trained on."""
 SCORES = ("seam_ratio", "pck_0.1", "psnr")
+MORE_SCORES = ("ssim", "flicker", "drift_slope", "subject_drift_slope")
+"""Written down, but not in the table."""
 BASELINE = "musev, overlap 4, flat"
 """What the others are compared with: the original's overlap and blend."""
 
@@ -108,10 +112,17 @@ class Study:
         num_frames: Of a clip; the first is given.
         guidance: Guidance scale of the clip.
         scratch: Folder for control videos.
+        free: Whether nothing but caption and first frame is given.
     """
 
     def __init__(
-        self, profile_name: str, *, num_frames: int, guidance: float, scratch: Path
+        self,
+        profile_name: str,
+        *,
+        num_frames: int,
+        guidance: float,
+        scratch: Path,
+        free: bool = False,
     ) -> None:
         from musev.models.bundle import load_bundle
         from musev.registry import get_profile
@@ -120,11 +131,13 @@ class Study:
         self._profile = get_profile(profile_name)
         digests = json.dumps(digest_weights(self._profile.weights), sort_keys=True)
         self.weights = hashlib.sha256(digests.encode()).hexdigest()[:12]
-        """Tells measurements of other weights apart."""
+        self.kind = (self.weights, free)
+        """Measurements that differ in it are not to be mixed."""
         self._bundle = load_bundle(self._profile.weights)
         self._num_frames = num_frames
         self._guidance = guidance
         self._scratch = scratch
+        self._free = free
         self._drawn: tuple[int, Any] = (-1, None)
 
     def measure(self, point: Point) -> dict[str, Any]:
@@ -135,8 +148,8 @@ class Study:
 
         Returns:
             The point's facts, ``weights``, ``work`` (frames that pass the network for each frame
-            and step), ``seconds``, ``load``, and the scores: :data:`SCORES` and all others there
-            are, NaN where a judge cannot say.
+            and step), ``seconds``, ``load``, and the scores of :data:`SCORES` and
+            :data:`MORE_SCORES`, NaN where a judge cannot say.
         """
         started = time.perf_counter()
         frames_TYXC = self.render(point)
@@ -153,6 +166,7 @@ class Study:
             "clip": point.clip,
             "seed": point.seed,
             "weights": self.weights,
+            "free": self._free,
             "work": passed / (generated * point.num_steps),
             "seconds": round(seconds, 2),
             "load": round(os.getloadavg()[0], 1),
@@ -182,16 +196,18 @@ class Study:
         """Scores of the generated frames: frame 0 was given and is in no window."""
         from musev.quality.clip import Expected, score_clip
 
-        clip = self._draw(point.clip)
+        clip, windows = self._draw(point.clip), self.last_windows(point)
         expected = Expected(
             points_TJ2=clip.points_TJ2[1:],
             visible_TJ=clip.visible_TJ[1:],
             truth_TYXC=clip.frames_TYXC[1:],
-            windows=self.last_windows(point),
+            windows=windows,
         )
+        if self._free:
+            expected = Expected(windows=windows)
         scores = score_clip(frames_TYXC[1:], expected, fps=self._profile.fps)
-        first = {name: scores.pop(name) for name in SCORES}
-        return {name: round(float(value), 4) for name, value in {**first, **scores}.items()}
+        named = {name: scores.get(name, float("nan")) for name in (*SCORES, *MORE_SCORES)}
+        return {name: round(float(value), 4) for name, value in named.items()}
 
     def render(self, point: Point) -> np.ndarray:
         """Render one point.
@@ -218,7 +234,8 @@ class Study:
             guidance=GuidanceConfig(scale=self._guidance),
         )
         request = self._request(clip.caption, sampling, point.seed)
-        media = ClipMedia(condition_image=clip.frames_TYXC[:1], video=self._scratch / "control.mp4")
+        video = None if self._free else self._scratch / "control.mp4"
+        media = ClipMedia(condition_image=clip.frames_TYXC[:1], video=video)
         with torch.inference_mode(), open_control(self._bundle, request, media.video) as control:
             conditions = encode_conditions(self._bundle, request, media, control)
             latents_BCTHW = denoise_request(self._bundle, request, conditions, control)
@@ -230,9 +247,9 @@ class Study:
         return ClipRequest(
             request_id="study",
             prompt=prompt,
-            video="control.mp4",
-            video_is_control=True,
-            control=tuple(self._bundle.controlnets),
+            video=None if self._free else "control.mp4",
+            video_is_control=not self._free,
+            control=() if self._free else tuple(self._bundle.controlnets),
             num_frames=self._num_frames,
             fps=self._profile.fps,
             width=self._profile.width,
@@ -390,12 +407,14 @@ def run(given: argparse.Namespace) -> None:
             num_frames=given.frames,
             guidance=given.guidance,
             scratch=Path(scratch),
+            free=given.free,
         )
-        others = {row["weights"] for row in rows} - {study.weights}
+        others = {(row["weights"], row.get("free", False)) for row in rows} - {study.kind}
         if others:
+            told = [f"{weights}{' free' * free}" for weights, free in sorted(others)]
             raise ValueError(
-                f"--rows {given.rows}: measured with the weights {', '.join(sorted(others))}, the "
-                f"profile {given.profile} has {study.weights} now; give another file"
+                f"--rows {given.rows}: measured with the weights {', '.join(told)}, this would be "
+                f"{study.weights}{' free' * given.free}; give another file"
             )
         done = {(row["variant"], row["num_steps"], row["clip"], row["seed"]) for row in rows}
         left = [point for point in wanted if point.key not in done]
@@ -444,6 +463,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[10])
     parser.add_argument("--frames", type=int, default=97, help="the first is given")
     parser.add_argument("--guidance", type=float, default=1.0)
+    parser.add_argument("--free", action="store_true", help="no skeletons to follow")
     parser.add_argument("--variant", action="append", default=[], help="only this; repeatable")
     parser.add_argument(
         "--part", type=read_part, default=(0, 1), help="like 0/2: which share of the clips"

@@ -274,7 +274,7 @@ _TABLE = """
 --context_schedule | text | uniform_v2 | column
     of: uniform uniform_v2
     at: layout
-    `upstream` and `upstream_uniform`; profile `musev` has full windows
+    `upstream` and `upstream_uniform`; profile `musev` has windows that move from step to step
 --context_frames | integer | 12 | column
     at: window
     frames of a window

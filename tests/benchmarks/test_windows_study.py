@@ -6,8 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.windows_study import SCORES, interval, main, markdown, summarise, variants
+from benchmarks.windows_study import (
+    SCORES,
+    interval,
+    main,
+    markdown,
+    read_rows,
+    summarise,
+    variants,
+)
 
+ROOT = Path(__file__).parents[2]
 TWO = ("musev, overlap 4, flat", "rotating, 2 settling")
 FEW = ["--frames", "41", "--steps", "3", "--clips", "1", "--seeds", "1", "--profile", "mini"]
 
@@ -15,6 +24,11 @@ FEW = ["--frames", "41", "--steps", "3", "--clips", "1", "--seeds", "1", "--prof
 def line(variant: str, clip: int, seam_ratio: float) -> dict[str, object]:
     scores = {"seam_ratio": seam_ratio, "pck_0.1": 0.5, "psnr": 20.0 + clip}
     return {"variant": variant, "num_steps": 10, "clip": clip, "seed": 0, "work": 1.5, **scores}
+
+
+def test_the_page_holds_the_table_of_the_measurements() -> None:
+    page = (ROOT / "docs" / "windows-study.md").read_text(encoding="utf-8")
+    assert markdown(summarise(read_rows(ROOT / "benchmarks" / "windows_rows.jsonl"))) in page
 
 
 def test_names_tell_variants_apart() -> None:
@@ -67,15 +81,30 @@ def test_a_study_goes_on_where_it_was_broken_off(
     assert all(name in row for row in found for name in SCORES)
     main(["--rows", str(rows), "--part", "1/2", *FEW])  # clip 0 belongs to the other part
     assert rows.read_text().count("seam_ratio") == len(found)
+    with pytest.raises(ValueError, match="free; give another file"):
+        main(["--rows", str(rows), "--free", *FEW])
     main(["--rows", str(rows), "--table"])
     assert "| 3 | musev, overlap 4, flat |" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_free_clips_have_seams_and_no_truth(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    main(["--rows", str(rows), "--free", "--variant", TWO[1], *FEW])
+    (row,) = (json.loads(text) for text in rows.read_text().splitlines() if text)
+    assert row["free"]
+    assert row["seam_ratio"] > 0.5
+    assert np.isnan(row["psnr"])
+    assert np.isnan(row["pck_0.1"])
 
 
 def test_measurements_of_other_weights_are_not_added_to(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({**line(TWO[0], 0, 1.0), "weights": "0123456789ab"}) + "\n")
     before = rows.read_text()
-    with pytest.raises(ValueError, match=r"weights 0123456789ab.*mini has .* give another file"):
+    with pytest.raises(
+        ValueError, match=r"weights 0123456789ab, this would be .* give another file"
+    ):
         main(["--rows", str(rows), *FEW])
     assert rows.read_text() == before
 
