@@ -55,6 +55,11 @@ class CorruptionConfig:
                 raise ConfigError(f"{name} must be in [0, 1], got {value}")
         if self.timestep_spread is not None and self.timestep_spread <= 0:
             raise ConfigError(f"timestep_spread must be above 0, got {self.timestep_spread}")
+        if self.timestep_spread is None and self.timestep_mean:
+            raise ConfigError(
+                f"timestep_mean={self.timestep_mean} says nothing while timesteps are drawn all "
+                "alike; give timestep_spread too"
+            )
         if self.no_condition_frame + self.first_condition_frame > 1:
             raise ConfigError("no_condition_frame and first_condition_frame add up to more than 1")
 

@@ -303,7 +303,7 @@ def _prepare_diffusion(run: RunConfig, stage: DiffusionStage, worker: Worker) ->
         )
 
     training, held_out = open_clip_stores(run, stage, vae, worker)
-    evenly = dataclasses.replace(stage.corruption, timestep_spread=None)
+    evenly = dataclasses.replace(stage.corruption, timestep_spread=None, timestep_mean=0.0)
     held_batches = [
         batches(held_out, evenly).at(Position(step=n)) for n in range(_HELD_OUT_BATCHES)
     ]

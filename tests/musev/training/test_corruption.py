@@ -163,6 +163,8 @@ def test_timesteps_can_lie_where_the_picture_is_decided(mean: float, spread: flo
 def test_impossible_chances_are_refused() -> None:
     with pytest.raises(ConfigError, match="timestep_spread must be above 0"):
         CorruptionConfig(timestep_spread=0)
+    with pytest.raises(ConfigError, match="give timestep_spread too"):
+        CorruptionConfig(timestep_mean=-1.0)
     with pytest.raises(ConfigError, match="drop_text"):
         CorruptionConfig(drop_text=1.5)
     with pytest.raises(ConfigError, match="more than 1"):
