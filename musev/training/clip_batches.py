@@ -89,14 +89,20 @@ class ClipBatches:
             self.store.num_clips, seed=self.seed, first=position.number * most, count=num_clips
         )
         rng = np.random.default_rng([self.seed, 1, position.number])
-        seed = seed_of(self.seed, "corrupt", position.number)
+        step_seed = seed_of(self.seed, "step", step)
         batch = self._read(
             indices,
             as_images=as_images,
             rng=rng,
-            unwanted=dropped_entries(self.corruption, seed=seed),
+            unwanted=dropped_entries(self.corruption, step_seed=step_seed),
         )
-        return corrupt(batch, self.corruption, seed=seed, empty_ids_L=self._empty_ids_L)
+        return corrupt(
+            batch,
+            self.corruption,
+            seed=seed_of(self.seed, "corrupt", position.number),
+            step_seed=step_seed,
+            empty_ids_L=self._empty_ids_L,
+        )
 
     def _read(
         self,

@@ -1,7 +1,7 @@
 """What chance adds to a batch: timesteps, noise, and conditions that are left out.
 
-Everything random of a training step is drawn here, from one generator, and becomes part of the
-batch: the step itself is then a function of the batch alone.
+Everything random of a training step is drawn here, from seeds, and becomes part of the batch: the
+step itself is then a function of the batch alone.
 """
 
 # Axes here: B clip, C channel, T frame, H W latent rows and columns, L token.
@@ -69,16 +69,22 @@ def corrupt(
     config: CorruptionConfig,
     *,
     seed: int,
+    step_seed: int,
     empty_ids_L: Tensor,
     num_timesteps: int = 1000,
 ) -> Batch:
-    """Draw everything random of one training step.
+    """Draw everything random of one batch.
+
+    What decides how much there is to compute (dropped entries, the window's length, whether there
+    is a conditioning frame) comes from ``step_seed``: a step's workers share it, so that none waits
+    for one with a longer batch.
 
     Args:
         batch: ``latents_BCTHW`` and ``ids_BL``; optional ``person_BTHW``, ``reference_BCTHW``,
             ``image_prompt_BCYX``, ``control_BTCYX``.
         config: Probabilities.
-        seed: The same seed draws the same.
+        seed: Of this batch: noise, timesteps, clips without text or image prompt.
+        step_seed: Of the step; :func:`dropped_entries` tells its drops beforehand.
         empty_ids_L: Tokens of the empty prompt.
         num_timesteps: Of the diffusion.
 
@@ -87,15 +93,12 @@ def corrupt(
         conditioning frame, ``keep_image_B`` with an image prompt; dropped entries are missing.
     """
     generator = torch.Generator().manual_seed(seed)
-
-    def chance(probability: float) -> bool:
-        return bool(torch.rand((), generator=generator) < probability)
-
-    gone = _draw_dropped(config, generator)
+    shared = torch.Generator().manual_seed(step_seed)
+    gone = _draw_dropped(config, shared)
     found = {name: value for name, value in batch.items() if name not in gone}
     num_frames = batch["latents_BCTHW"].shape[2]
-    if num_frames > 2 and chance(config.short_window):
-        found = _cut_window(found, num_frames, generator)
+    if num_frames > 2 and torch.rand((), generator=shared) < config.short_window:
+        found = _cut_window(found, num_frames, shared)
     latents = found["latents_BCTHW"]
     num_clips, channels, num_frames, height, width = latents.shape
     frames = torch.randn((num_clips, channels, num_frames, height, width), generator=generator)
@@ -103,7 +106,7 @@ def corrupt(
         common = torch.randn((num_clips, channels, 1, height, width), generator=generator)
         own = config.w_ind_noise
         frames = math.sqrt(1 - own) * common + math.sqrt(own) * frames
-        index = _condition_index(config, num_frames, generator)
+        index = _condition_index(config, num_frames, shared)
         if index is not None:
             found["condition_index"] = index
     found["noise_BCTHW"] = frames
@@ -119,17 +122,17 @@ def corrupt(
     return found
 
 
-def dropped_entries(config: CorruptionConfig, *, seed: int) -> frozenset[str]:
+def dropped_entries(config: CorruptionConfig, *, step_seed: int) -> frozenset[str]:
     """Which entries of a whole batch :func:`corrupt` will leave out, so that nobody makes them.
 
     Args:
         config: Probabilities.
-        seed: That of the batch.
+        step_seed: That of the step.
 
     Returns:
         Names among ``reference_BCTHW``, ``image_prompt_BCYX`` and ``control_BTCYX``.
     """
-    return _draw_dropped(config, torch.Generator().manual_seed(seed))
+    return _draw_dropped(config, torch.Generator().manual_seed(step_seed))
 
 
 def _draw_dropped(config: CorruptionConfig, generator: torch.Generator) -> frozenset[str]:

@@ -81,6 +81,23 @@ def test_workers_share_out_one_series(store: LatentStore, tokenizer: CLIPTokeniz
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_workers_of_a_step_have_as_much_to_do(store: LatentStore, tokenizer: CLIPTokenizer) -> None:
+    """Conditions and lengths are the step's; noise, timesteps and clips are each worker's own."""
+    batches = _batches(store, tokenizer, num_frames=4)
+    batches.corruption = CorruptionConfig(
+        drop_reference=0.3, drop_control=0.5, drop_pictures=0.3, short_window=0.5
+    )
+    kinds = set()
+    for step in range(24):
+        first, other = (batches.at(Position(step=step, worker=n, num_workers=2)) for n in range(2))
+        shapes = [{name: value.shape for name, value in batch.items()} for batch in (first, other)]
+        assert shapes[0] == shapes[1]
+        assert not torch.equal(first["noise_BCTHW"], other["noise_BCTHW"])
+        assert not torch.equal(first["latents_BCTHW"], other["latents_BCTHW"])
+        kinds.add((frozenset(first), first["latents_BCTHW"].shape[2]))
+    assert len(kinds) > 6
+
+
 def test_all_parts_of_a_batch_belong_together(store: LatentStore, tokenizer: CLIPTokenizer) -> None:
     batch = _batches(store, tokenizer).at(Position(step=3))
     stored = store.rows(list(range(NUM_CLIPS)))

@@ -39,7 +39,7 @@ def _batch(num_clips: int = 2, num_frames: int = 6, *, everything: bool = False)
 
 
 def _corrupt(batch: Batch, config: CorruptionConfig, seed: int) -> Batch:
-    return corrupt(batch, config, seed=seed, empty_ids_L=EMPTY)
+    return corrupt(batch, config, seed=seed, step_seed=seed, empty_ids_L=EMPTY)
 
 
 def test_the_same_seed_draws_the_same_and_another_another() -> None:
