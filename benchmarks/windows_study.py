@@ -173,10 +173,18 @@ class Study:
             **self._judge(frames_TYXC, point),
         }
 
+    def windows_at(self, point: Point, step: int) -> tuple[Any, ...]:
+        """Windows of one of the point's steps, over the generated frames: all but frame 0."""
+        plan = self._plan(point)
+        return tuple(plan.task(step, number).frames for number in range(plan.num_windows(step)))
+
     def last_windows(self, point: Point) -> tuple[Any, ...]:
-        """Windows of the point's last step, over the generated frames: all but frame 0."""
-        plan, last = self._plan(point), point.num_steps - 1
-        return tuple(plan.task(last, number).frames for number in range(plan.num_windows(last)))
+        """Windows of the point's last step."""
+        return self.windows_at(point, point.num_steps - 1)
+
+    def truth(self, point: Point) -> np.ndarray:
+        """``frames_TYXC`` as they were drawn, the given first frame among them."""
+        return self._draw(point.clip).frames_TYXC
 
     def _windows(self, point: Point) -> Any:
         from musev.config import WindowConfig
