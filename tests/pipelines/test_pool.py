@@ -174,6 +174,7 @@ def test_wishes_are_withdrawn_together() -> None:
     held = lease(broker)
     mine = [broker.lease.remote(Wish(order=(0, n), owner="mine")) for n in range(3)]
     yours = broker.lease.remote(Wish(order=(1, 0), owner="yours"))
+    wait_for(broker, lambda found: found.num_wishes == 4)  # calls may overtake each other
     ray.get(broker.withdraw.remote("mine"))
     assert ray.get(mine) == [None] * 3
     ray.get(broker.hand_back.remote(held))
