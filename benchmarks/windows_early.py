@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.windows_study import Point, Study, variants
+from benchmarks.windows_study import Point, Study, points, variants
 from musev.quality.seams import seam_ratio
 
 
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--profile", default="mini")
     parser.add_argument("--clips", type=int, default=6)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--frames", type=int, default=97, help="the first is given")
     names = [variant.name for variant in variants()]
@@ -53,15 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = given.variant or ["rotating, 1 settling", "rotating, 2 settling"]
     with tempfile.TemporaryDirectory(prefix="musev-early-") as scratch:
         study = Study(given.profile, num_frames=given.frames, guidance=1.0, scratch=Path(scratch))
-        for clip in range(given.clips):
-            for variant in variants():
-                if variant.name in chosen:
-                    point = Point(
-                        variant=variant, num_steps=given.steps, clip=clip, seed=given.seed
-                    )
-                    found = seams_by_step(study, point)
-                    told = "  ".join(f"{step}: {value:.3f}" for step, value in found.items())
-                    sys.stdout.write(f"clip {clip}, {variant.name}  {told}\n")
+        for point in points(given.clips, given.seeds, [given.steps], chosen):
+            found = seams_by_step(study, point)
+            told = "  ".join(f"{step}: {value:.3f}" for step, value in found.items())
+            sys.stdout.write(f"clip {point.clip}, {point.variant.name}  {told}\n")
 
 
 if __name__ == "__main__":
