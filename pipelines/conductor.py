@@ -35,7 +35,7 @@ from pipelines.wire import PackedTensor, pack, unpack
 logger = logging.getLogger(__name__)
 
 MAX_DEATHS = 3
-"""A task whose worker dies this often ends its row."""
+"""A task at which workers die this often ends its row."""
 CHECKPOINT_TASKS = 2_000
 """Longest stretch between two checkpoints, in tasks; a short clip's is two steps."""
 TICK_S = 1.0
@@ -418,10 +418,11 @@ class Conductor:
         return any(sent.what == what for sent in self._sent.values())
 
     def _note_death(self, what: object, lease: Lease, lost: _Lost) -> None:
-        self._broker.lost.remote(lease)
-        self.counts.lost += 1
+        import ray
+
         key = what.key if isinstance(what, Task) else what
-        self._deaths[key] += 1
+        self._deaths[key] += ray.get(self._broker.lost.remote(lease))
+        self.counts.lost += 1
         logger.warning("a worker was lost with a task of %s: %s", self._owner, lost)
         if self._deaths[key] >= MAX_DEATHS:
             raise worker_lost(MAX_DEATHS)

@@ -40,6 +40,8 @@ CLAIM_S = 60.0
 """Who computes a shared part is trusted for so long; then another one computes it."""
 SHARED_BYTES = 2 * 2**30
 """Bound on the shared parts kept in the object store."""
+REMEMBERED = 10_000
+"""So many owners that withdrew, and workers that were lost, are remembered."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +135,9 @@ class Broker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._parts = _SharedParts(SHARED_BYTES)
         self._num_leases = self._num_lost = 0
+        self._gone: OrderedDict[str, None] = OrderedDict()
+        self._in_work: OrderedDict[tuple[int, int], int | None] = OrderedDict()
+        """Lost workers, by name and life, to the lease whose task they were at."""
 
     async def start(self) -> None:
         """Begin to bring the least number of workers up; returns at once."""
@@ -147,8 +152,11 @@ class Broker:
             wish: What for.
 
         Returns:
-            The lease; None if the wish was withdrawn.
+            The lease; None if the wish was withdrawn, or its owner has withdrawn before: the calls
+            of one caller may overtake each other on their way into the loop.
         """
+        if wish.owner in self._gone:
+            return None
         future: asyncio.Future[Lease | None] = asyncio.get_running_loop().create_future()
         heapq.heappush(self._wishes, (wish.order, next(self._ticket), wish, future))
         self._match()
@@ -171,11 +179,19 @@ class Broker:
         """
         self._spawn(self._wait_for(lease, tasks, limit_s))
 
-    async def lost(self, lease: Lease) -> None:
-        """Say that a worker died; its place is filled again. Safe to say twice."""
+    async def lost(self, lease: Lease) -> bool:
+        """Say that a worker died; its place is filled again. Safe to say twice.
+
+        Args:
+            lease: Of any of the tasks that were lost with it.
+
+        Returns:
+            Whether the worker was at this task; not if the task waited behind another one.
+        """
         worker = self._of(lease)
         if worker is not None:
             self._replace(worker)
+        return self._in_work.get((lease.name, lease.life)) == lease.number
 
     async def end(self, lease: Lease) -> None:
         """End a worker that does not answer; its place is filled again."""
@@ -185,7 +201,8 @@ class Broker:
             self._replace(worker)
 
     async def withdraw(self, owner: str) -> None:
-        """Answer all waiting wishes of an owner with None."""
+        """Answer all wishes of an owner with None, those still on their way too."""
+        _remember(self._gone, owner, None)
         for _, _, wish, future in self._wishes:
             if wish.owner == owner and not future.done():
                 future.set_result(None)
@@ -262,6 +279,8 @@ class Broker:
 
     def _replace(self, worker: _Worker) -> None:
         self._num_lost += worker.up
+        # Tasks are worked off in the order of their leases.
+        _remember(self._in_work, (worker.name, worker.life), min(worker.held, default=None))
         worker.up, worker.handle = False, None
         worker.life += 1
         worker.held.clear()
@@ -379,6 +398,12 @@ class _SharedParts:
     def give_up(self, key: str) -> None:
         if (making := self._making.pop(key, None)) is not None:
             making.set()
+
+
+def _remember(known: OrderedDict[Any, Any], key: Any, value: Any) -> None:
+    known[key] = value
+    if len(known) > REMEMBERED:
+        known.popitem(last=False)
 
 
 def start_broker(plan: PoolPlan, make_worker: Callable[[Any], Any]) -> Any:

@@ -181,6 +181,33 @@ def test_wishes_are_withdrawn_together() -> None:
     assert ray.get(yours).name == held.name
 
 
+def test_a_wish_that_comes_after_its_owner_withdrew_is_not_granted() -> None:
+    import ray
+
+    broker = start(1)
+    wait_for(broker, lambda found: found.num_up == 1)
+    ray.get(broker.withdraw.remote("gone"))
+    assert ray.get(broker.lease.remote(Wish(order=(0, 0), owner="gone"))) is None
+    assert lease(broker, owner="here").number == 1, "the worker is still free"
+
+
+@pytest.mark.parametrize("told_first", [0, 1])
+def test_a_task_that_waited_behind_another_is_not_to_blame(told_first: int) -> None:
+    import ray
+
+    broker = start(1)
+    wait_for(broker, lambda found: found.num_up == 1)
+    wishes = [broker.lease.remote(Wish(order=(n, 0), queues=True)) for n in range(4)]
+    held = ray.get(ray.wait(wishes, num_returns=2)[0])
+    held.sort(key=lambda lease: lease.number)
+    assert held[0][:3] == held[1][:3], "one worker has both"
+    held[0].worker.die.remote()
+    blamed = {
+        number: ray.get(broker.lost.remote(held[number])) for number in (told_first, 1 - told_first)
+    }
+    assert blamed == {0: True, 1: False}
+
+
 def test_an_abandoned_task_gives_its_worker_back_when_it_ends() -> None:
     broker = start(1)
     held = lease(broker)
