@@ -44,6 +44,9 @@ class NetworkSizes:
     heads: int
     token_width: int
     image_embedding: int
+    norm_groups: int = 32
+    """Groups of the norms in spatial layers. With one channel a group, a channel's mean is lost and
+    with it what the timestep adds; a narrow level needs fewer groups."""
     plain_last_level: bool = True
     """Whether the lowest level has no transformers, as in Stable Diffusion 1.5."""
     control_widths: tuple[int, ...] = (16, 32, 96, 256)
@@ -62,7 +65,8 @@ class NetworkSizes:
 
 SIZES: dict[str, NetworkSizes] = {
     "mini": NetworkSizes(
-        widths=(32, 64, 64),
+        widths=(64, 64),
+        norm_groups=8,
         layers_per_block=1,
         heads=4,
         token_width=96,
@@ -177,6 +181,7 @@ def _common(sizes: NetworkSizes, *, kind: str) -> dict[str, Any]:
     return {
         "block_out_channels": sizes.widths,
         "layers_per_block": sizes.layers_per_block,
+        "norm_num_groups": sizes.norm_groups,
         "attention_head_dim": sizes.heads,
         "cross_attention_dim": sizes.token_width,
         "down_block_types": names("Down"),
