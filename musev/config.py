@@ -110,10 +110,13 @@ class FirstFrameConfig:
 
     ``drawn``: a single picture is generated from the text first, with the temporal layers off, and
     the clip goes on from it as from a given image. ``noise``: all frames are generated together.
+    ``by_length``: ``noise`` for a clip of text alone that is at most a frame longer than a window,
+    all of it in one window and, where the clip has no guidance, with the one below; else ``drawn``.
+    :class:`ClipRequest` decides which, and never keeps ``by_length``.
     Defaults are the original's ``--guidance_scale``, ``--num_inference_steps`` and ``--strength``.
     """
 
-    origin: Literal["drawn", "noise"] = "drawn"
+    origin: Literal["drawn", "noise", "by_length"] = "drawn"
     num_steps: int = 30
     guidance: GuidanceConfig = field(default_factory=lambda: GuidanceConfig(scale=7.5))
     negative_prompt: str | None = None
@@ -485,6 +488,23 @@ class ClipRequest:
                 len(numbers) == len(names),
                 f"{column} has {len(numbers)} numbers for {len(names)} names in control",
             )
+        if self.sampling.first_frame.origin == "by_length":
+            object.__setattr__(self, "sampling", self._settle_first_frame())
+
+    def _settle_first_frame(self) -> SamplingConfig:
+        sampling, first, windows = self.sampling, self.sampling.first_frame, self.sampling.windows
+        text_alone = not (self.media or self.control or self.face_embedding)
+        fits = 1 < self.num_frames <= windows.num_frames + 1
+        if not (text_alone and fits and sampling.shots.num_frames is None):
+            drawn = dataclasses.replace(first, origin="drawn")
+            return dataclasses.replace(sampling, first_frame=drawn)
+        size = max(windows.num_frames, self.num_frames)
+        return dataclasses.replace(
+            sampling,
+            first_frame=dataclasses.replace(first, origin="noise"),
+            windows=dataclasses.replace(windows, num_frames=size),
+            guidance=sampling.guidance if sampling.guidance.active else first.guidance,
+        )
 
     @property
     def media(self) -> dict[str, str]:

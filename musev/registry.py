@@ -67,7 +67,11 @@ PROFILES: dict[str, Profile] = {
             sampling=SamplingConfig(
                 solver="ddim",
                 num_steps=10,
-                first_frame=FirstFrameConfig(num_steps=10, guidance=GuidanceConfig(scale=3.0)),
+                # A picture drawn by itself says little of an action, and the clip keeps its pose;
+                # all frames together show better what the words ask for (docs/mini-model.md).
+                first_frame=FirstFrameConfig(
+                    origin="by_length", num_steps=10, guidance=GuidanceConfig(scale=3.0)
+                ),
                 guidance=GuidanceConfig(scale=1.0),
                 windows=_WINDOWS,
             ),

@@ -128,6 +128,48 @@ def clip(num_frames: int, **changes: Any) -> ClipRequest:
     )
 
 
+BY_LENGTH = SamplingConfig(
+    windows=WindowConfig(num_frames=12),
+    first_frame=FirstFrameConfig(origin="by_length", guidance=GuidanceConfig(scale=3.0)),
+    guidance=GuidanceConfig(scale=1.0),
+)
+
+
+@pytest.mark.parametrize("num_frames", [2, 12, 13])
+def test_a_short_clip_of_text_alone_is_generated_together(num_frames: int) -> None:
+    """In one window, with the guidance that its first frame would have had."""
+    short = clip(num_frames, sampling=BY_LENGTH)
+    assert short.sampling.first_frame.origin == "noise"
+    assert short.num_given == 0
+    assert short.sampling.windows.num_frames == max(12, num_frames)
+    assert not short.spreads
+    assert short.sampling.guidance.scale == 3.0
+    guided = dataclasses.replace(BY_LENGTH, guidance=GuidanceConfig(scale=1.5))
+    assert clip(num_frames, sampling=guided).sampling.guidance.scale == 1.5
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_frames": 14},
+        {"num_frames": 1},
+        {"condition_image": "a.png"},
+        {"reference_image": "a.png"},
+        {"ip_adapter_image": "a.png"},
+        {"face_image": "a.png"},
+        {"face_embedding": (0.5,)},
+        {"control": ("openpose",), "video": "a.mp4"},
+        {"sampling": dataclasses.replace(BY_LENGTH, shots=ShotConfig(num_frames=6))},
+    ],
+)
+def test_the_first_frame_of_every_other_clip_is_drawn(changes: dict[str, Any]) -> None:
+    """A long video needs a picture that all its windows go on from."""
+    changes = {"sampling": BY_LENGTH} | changes
+    request = dataclasses.replace(clip(13), **changes)
+    drawn = dataclasses.replace(BY_LENGTH.first_frame, origin="drawn")
+    assert request.sampling == dataclasses.replace(changes["sampling"], first_frame=drawn)
+
+
 def test_a_clip_spreads_when_it_has_two_windows() -> None:
     """A first frame, drawn or given, is none of a window's."""
     noise = SamplingConfig(first_frame=FirstFrameConfig(origin="noise"))
