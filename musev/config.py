@@ -112,7 +112,8 @@ class FirstFrameConfig:
     the clip goes on from it as from a given image. ``noise``: all frames are generated together.
     ``by_length``: ``noise`` for a clip of text alone that is at most a frame longer than a window,
     all of it in one window and, where the clip has no guidance, with the one below; else ``drawn``.
-    :class:`ClipRequest` decides which, and never keeps ``by_length``.
+    :class:`ClipRequest` decides which from the pictures that it names, and never keeps
+    ``by_length``.
     Defaults are the original's ``--guidance_scale``, ``--num_inference_steps`` and ``--strength``.
     """
 

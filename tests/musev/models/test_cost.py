@@ -72,6 +72,7 @@ def test_conditioning_is_as_large_as_the_real_one(tiny: CostModel, guided: bool)
         height=64,
         seed=0,
         profile="tiny",
+        condition_image="a.png",
         sampling=dataclasses.replace(
             get_profile("mini").sampling,
             guidance=dataclasses.replace(
