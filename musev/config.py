@@ -112,8 +112,8 @@ class FirstFrameConfig:
     the clip goes on from it as from a given image. ``noise``: all frames are generated together.
     ``by_length``: ``noise`` for a clip of text alone that is at most a frame longer than a window,
     all of it in one window and, where the clip has no guidance, with the one below; else ``drawn``.
-    :class:`ClipRequest` decides which from the pictures that it names, and never keeps
-    ``by_length``.
+    A clip with a negative prompt for its first frame has that frame drawn. :class:`ClipRequest`
+    decides which from the pictures that it names, and never keeps ``by_length``.
     Defaults are the original's ``--guidance_scale``, ``--num_inference_steps`` and ``--strength``.
     """
 
@@ -496,7 +496,8 @@ class ClipRequest:
         sampling, first, windows = self.sampling, self.sampling.first_frame, self.sampling.windows
         text_alone = not (self.media or self.control or self.face_embedding)
         fits = 1 < self.num_frames <= windows.num_frames + 1
-        if not (text_alone and fits and sampling.shots.num_frames is None):
+        as_one = fits and sampling.shots.num_frames is None
+        if not (text_alone and as_one and first.negative_prompt is None):
             drawn = dataclasses.replace(first, origin="drawn")
             return dataclasses.replace(sampling, first_frame=drawn)
         size = max(windows.num_frames, self.num_frames)

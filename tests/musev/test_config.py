@@ -160,14 +160,21 @@ def test_a_short_clip_of_text_alone_is_generated_together(num_frames: int) -> No
         {"face_embedding": (0.5,)},
         {"control": ("openpose",), "video": "a.mp4"},
         {"sampling": dataclasses.replace(BY_LENGTH, shots=ShotConfig(num_frames=6))},
+        {
+            "sampling": dataclasses.replace(
+                BY_LENGTH,
+                first_frame=dataclasses.replace(BY_LENGTH.first_frame, negative_prompt="blur"),
+            )
+        },
     ],
 )
 def test_the_first_frame_of_every_other_clip_is_drawn(changes: dict[str, Any]) -> None:
     """A long video needs a picture that all its windows go on from."""
     changes = {"sampling": BY_LENGTH} | changes
     request = dataclasses.replace(clip(13), **changes)
-    drawn = dataclasses.replace(BY_LENGTH.first_frame, origin="drawn")
-    assert request.sampling == dataclasses.replace(changes["sampling"], first_frame=drawn)
+    asked = changes["sampling"]
+    drawn = dataclasses.replace(asked.first_frame, origin="drawn")
+    assert request.sampling == dataclasses.replace(asked, first_frame=drawn)
 
 
 def test_a_clip_spreads_when_it_has_two_windows() -> None:
