@@ -308,6 +308,8 @@ def encode_given(
         The conditions; the conditioning frames are the first of the video.
     """
     guided = request.sampling.guidance.active
+    bare = guided and request.sampling.guidance.unconditional == "bare"
+    with_unconditional = guided and not bare
     negatives = [request.negative_prompt] if guided else None
     text_BLD = parts.find(
         part_key("text", request.prompt, negatives, bundle.loras.in_use),
@@ -330,12 +332,12 @@ def encode_given(
     if takes_tokens and image_prompt_TYXC is not None:
         prepared_TYXC = _as_image_prompt(request, image_prompt_TYXC)
         tokens_BLD = parts.find(
-            part_key("image prompt", prepared_TYXC, guided),
+            part_key("image prompt", prepared_TYXC, with_unconditional),
             lambda: encode_image_prompt(
                 bundle.image_encoder,
                 bundle.image_projection,
                 prepared_TYXC,
-                with_unconditional=guided,
+                with_unconditional=with_unconditional,
             ),
         )
         if in_place:
@@ -343,14 +345,16 @@ def encode_given(
         else:
             attachments.append(ImagePrompt(tokens_BLD, scale=request.sampling.ip_adapter_scale))
     if bundle.takes_references and reference_TYXC is not None:
-        told_BLD = text_BLD if tokens_BLD is None else tokens_BLD
+        told_BLD = text_BLD[1:] if bare else text_BLD
+        told_BLD = told_BLD if tokens_BLD is None else tokens_BLD
         attachments.append(
             parts.find(
                 part_key("reference", reference_TYXC, told_BLD),
                 lambda: encode_reference(bundle, reference_TYXC, told_BLD),
             )
         )
-    if (faces := _encode_faces(bundle, request, media, parts)) is not None:
+    faces = _encode_faces(bundle, request, media, parts, with_unconditional=with_unconditional)
+    if faces is not None:
         attachments.append(faces)
     frames_BCTHW = None
     if condition_TYXC is not None:
@@ -359,8 +363,12 @@ def encode_given(
             lambda: encode_frames(bundle.vae, condition_TYXC).float(),
         )
     text_BLD = text_BLD.to(bundle.dtype)
-    network = bundle.unet.prepare(text_BLD, tuple(attachments))
-    return ClipConditions(network, text_BLD, frames_BCTHW, guided)
+    if not (bare and attachments):
+        network = bundle.unet.prepare(text_BLD, tuple(attachments))
+        return ClipConditions(network, text_BLD, frames_BCTHW, guided)
+    network = bundle.unet.prepare(text_BLD[1:], tuple(attachments))
+    told_less = bundle.unet.prepare(text_BLD[:1], ())
+    return ClipConditions(network, text_BLD, frames_BCTHW, guided, bare=told_less)
 
 
 def encode_reference(
@@ -386,7 +394,12 @@ def encode_reference(
 
 
 def _encode_faces(
-    bundle: ModelBundle, request: ClipRequest, media: ClipMedia, parts: PartStore
+    bundle: ModelBundle,
+    request: ClipRequest,
+    media: ClipMedia,
+    parts: PartStore,
+    *,
+    with_unconditional: bool,
 ) -> FacePrompt | None:
     """Face tokens of the row's faces: embeddings that it brings along, or found in its pictures."""
     faces_TYXC = media.face_image
@@ -418,8 +431,9 @@ def _encode_faces(
             part_key("face", pictures_TYXC),
             lambda: torch.from_numpy(finder.find(pictures_TYXC)),
         )
-    guided = request.sampling.guidance.active
-    tokens_BLD = encode_faces(bundle.face_projection, faces_KD, with_unconditional=guided)
+    tokens_BLD = encode_faces(
+        bundle.face_projection, faces_KD, with_unconditional=with_unconditional
+    )
     return FacePrompt(tokens_BLD, scale=request.sampling.ip_adapter_face_scale)
 
 

@@ -17,6 +17,7 @@ from musev.lora_choice import LoraChoice, LoraMerge
 
 Layout = Literal["musev", "upstream", "upstream_uniform", "rotating"]
 Blend = Literal["flat", "linear", "pyramid", "gaussian"]
+UnconditionalHalf = Literal["with_reference", "bare"]
 GuidanceSchedule = Literal["constant", "linear", "two_stage", "three_stage", "fix_two_stage"]
 SolverName = Literal["euler", "euler_ancestral", "ddim", "ddim_zero_snr", "ddpm", "lcm", "dpmpp"]
 NoiseKind = Literal["counter", "upstream_random", "upstream_video_fusion"]
@@ -67,6 +68,11 @@ class GuidanceConfig:
     scale: float = 3.5
     scale_end: float | None = None
     schedule: GuidanceSchedule = "linear"
+    unconditional: UnconditionalHalf = "with_reference"
+    """What the unconditional estimate is told. ``with_reference``: the negative prompt and the same
+    reference, as the original does, so that guidance strengthens the words (and the image prompt,
+    which is zeroed). ``bare``: the negative prompt alone, so that guidance strengthens reference,
+    image prompt and face too; only for networks that were trained without them as well."""
 
     def __post_init__(self) -> None:
         for name in ("scale", "scale_end"):
@@ -212,6 +218,12 @@ class SamplingConfig:
             _check(0 <= value <= 1, f"{name} must be in [0, 1], got {value}")
         _check(self.motion_speed > 0, f"motion_speed must be positive, got {self.motion_speed}")
         _check(0 < self.strength <= 1, f"strength must be above 0 and at most 1: {self.strength}")
+        halves = {self.guidance.unconditional, self.first_frame.guidance.unconditional}
+        _check(
+            not (self.prompt_from_image and "bare" in halves),
+            "guidance unconditional=bare leaves the image prompt out of one half, but "
+            "prompt_from_image puts it in the prompt's place; take unconditional=with_reference",
+        )
         _check_literals(self)
 
 

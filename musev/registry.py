@@ -69,8 +69,11 @@ PROFILES: dict[str, Profile] = {
                 num_steps=10,
                 # A picture drawn by itself says little of an action, and the clip keeps its pose;
                 # all frames together show better what the words ask for (docs/mini-model.md).
+                # The unconditional half sees no portrait: else guidance has nothing to say of it.
                 first_frame=FirstFrameConfig(
-                    origin="by_length", num_steps=10, guidance=GuidanceConfig(scale=3.0)
+                    origin="by_length",
+                    num_steps=10,
+                    guidance=GuidanceConfig(scale=3.0, unconditional="bare"),
                 ),
                 guidance=GuidanceConfig(scale=1.0),
                 windows=_WINDOWS,

@@ -41,7 +41,10 @@ class ClipConditions:
     frames_BCTHW: Tensor | None
     """Clean latents of the conditioning frames, float32; None if all frames are generated."""
     guided: bool
-    """Whether ``network`` holds [unconditional, conditional] along B."""
+    """Whether there is an unconditional half: ``network`` holds [unconditional, conditional] along
+    B, or the latter alone where ``bare`` is the former."""
+    bare: UNetConditioning | None = None
+    """The unconditional half where it is told less, and so is another computation."""
     first_frame_drawn: bool = False
     """Whether the conditioning frame was generated from the text, not given."""
     places: FramePlaces | None = None
@@ -66,12 +69,17 @@ class ClipConditions:
         def cut(tensor: Tensor) -> Tensor:
             return tensor.chunk(2)[index]
 
-        network = map_tensors(cut, self.network)
+        if self.bare is None:
+            network = map_tensors(cut, self.network)
+            network = dataclasses.replace(network, batch=self.network.batch // 2)
+        else:
+            network = (self.bare, self.network)[index]
         return dataclasses.replace(
             self,
-            network=dataclasses.replace(network, batch=self.network.batch // 2),
+            network=network,
             text_BLD=cut(self.text_BLD),
             guided=False,
+            bare=None,
             alone=index,
         )
 
@@ -150,7 +158,8 @@ class CarefulDenoiser:
     """A :class:`WindowDenoiser` that goes on in smaller pieces when the device's memory runs out.
 
     The pieces are the guidance halves: they do not see each other inside the networks. What has
-    run out once is not tried again for the clip.
+    run out once is not tried again for the clip. Halves that are told different things are computed
+    one after the other from the start.
 
     Args:
         unet: The video network.
@@ -175,7 +184,7 @@ class CarefulDenoiser:
         self._halves: list[WindowDenoiser] = []
         if conditions.guided:
             self._halves = [denoiser(conditions.half(index)) for index in range(2)]
-        self.in_halves = False
+        self.in_halves = conditions.bare is not None
         """Whether the guidance halves are computed one after the other."""
 
     def __call__(self, noisy_BCFHW: Tensor, timestep: float, window: Window) -> Tensor:

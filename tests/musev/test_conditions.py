@@ -158,3 +158,36 @@ def test_learnt_words_reach_the_text(bundle: ModelBundle) -> None:
     plain, found = (conditions_of(each, asked).text_BLD for each in (bundle, learnt))
     assert torch.equal(plain[1], found[1])  # the positive prompt names none
     assert not torch.allclose(plain[0], found[0])
+
+
+def test_a_bare_unconditional_half_sees_no_picture(bundle: ModelBundle) -> None:
+    """Neither reference nor image prompt nor face; the other half is told the same as ever."""
+    bare = dataclasses.replace(
+        request().sampling, guidance=GuidanceConfig(scale=2.0, unconditional="bare")
+    )
+    pictures = {"reference_image": red(), "ip_adapter_image": red(), "face_image": red()}
+    usual = conditions_of(bundle, request(negative_prompt="fog"), **pictures)
+    found = conditions_of(bundle, request(negative_prompt="fog", sampling=bare), **pictures)
+    assert usual.bare is None
+    assert found.bare is not None
+    assert all(not each.extra and each.reference is None for each in found.bare.layers.values())
+    assert not found.bare.references
+    assert found.network.references
+    torch.testing.assert_close(found.text_BLD, usual.text_BLD)
+
+    halves = [[of.half(index).network for index in range(2)] for of in (usual, found)]
+    noisy = torch.randn((1, 4, 3, 8, 8), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        (fogged, shown), (alone, same) = (
+            [bundle.unet(noisy, 500.0, network) for network in pair] for pair in halves
+        )
+    torch.testing.assert_close(same, shown, atol=5e-5, rtol=0)
+    assert not torch.allclose(alone, fogged, atol=1e-3)
+
+
+def test_without_pictures_both_halves_are_computed_together(bundle: ModelBundle) -> None:
+    guidance = GuidanceConfig(scale=2.0, unconditional="bare")
+    bare = dataclasses.replace(request().sampling, guidance=guidance)
+    found, usual = (conditions_of(bundle, request(**each)) for each in ({"sampling": bare}, {}))
+    assert found.bare is None
+    assert found.network.batch == usual.network.batch == 2

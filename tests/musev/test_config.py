@@ -60,6 +60,16 @@ BAD: list[tuple[type, dict[str, Any], str]] = [
     (SamplingConfig, {"eta": float("nan")}, "eta must be in"),
     (SamplingConfig, {"motion_speed": 0}, "motion_speed must be positive, got 0"),
     (SamplingConfig, {"solver": "heun"}, "solver must be one of euler"),
+    (
+        GuidanceConfig,
+        {"unconditional": "none"},
+        "unconditional must be one of with_reference, bare",
+    ),
+    (
+        SamplingConfig,
+        {"prompt_from_image": True, "guidance": GuidanceConfig(unconditional="bare")},
+        "take unconditional=with_reference",
+    ),
     (EncoderConfig, {"crf": 52}, r"crf must be in 0\.\.51, got 52"),
     (EncoderConfig, {"num_threads": 0}, "num_threads must be at least 1"),
     (EncoderConfig, {"segment_frames": 0}, "segment_frames must be at least 1"),

@@ -7,7 +7,7 @@ import torch
 
 from musev.models.attachments import FramePositions, ImagePrompt
 from musev.models.tiny import make_tiny_bundle
-from musev.window_denoiser import ClipConditions, WindowDenoiser
+from musev.window_denoiser import CarefulDenoiser, ClipConditions, WindowDenoiser
 
 
 @torch.inference_mode()
@@ -33,3 +33,28 @@ def test_halves_are_the_two_rows_of_the_whole(given: int) -> None:
         assert half.shape == (1, 4, 3, 8, 8)
         torch.testing.assert_close(half[0], whole[index], atol=5e-5, rtol=0)
     assert not torch.allclose(whole[0], whole[1], atol=1e-3)
+
+
+@torch.inference_mode()
+def test_a_half_that_is_told_less_is_what_it_is_without_the_picture() -> None:
+    torch.set_num_threads(1)
+    unet = make_tiny_bundle(0).unet
+    torch.manual_seed(0)
+    width = unet.config.cross_attention_dim
+    text, tokens = torch.randn(2, 5, width), torch.randn(2, 4, width)
+    noisy, window = torch.randn(1, 4, 3, 8, 8), (4, 5, 6)
+
+    def estimate(of: ClipConditions) -> torch.Tensor:
+        return CarefulDenoiser(unet, of, always=(FramePositions(),))(noisy, 500.0, window)
+
+    shown = estimate(
+        ClipConditions(unet.prepare(text, (ImagePrompt(tokens),)), text, None, guided=True)
+    )
+    alone = estimate(ClipConditions(unet.prepare(text, ()), text, None, guided=True))
+    network = unet.prepare(text[1:], (ImagePrompt(tokens[1:]),))
+    bare = unet.prepare(text[:1], ())
+    mixed = estimate(ClipConditions(network, text, None, guided=True, bare=bare))
+    assert mixed.shape == (2, 4, 3, 8, 8)
+    torch.testing.assert_close(mixed[0], alone[0], atol=5e-5, rtol=0)
+    torch.testing.assert_close(mixed[1], shown[1], atol=5e-5, rtol=0)
+    assert not torch.allclose(alone[0], shown[0], atol=1e-3)
