@@ -349,6 +349,27 @@ def test_a_second_run_renders_nothing_and_a_mended_row_is_taken_up(
     assert "missing" not in {json.loads(path.read_text())["request_id"] for path in failures}
 
 
+@pytest.mark.timeout(450)
+def test_a_short_clip_of_text_alone_is_generated_in_one_task_without_a_picture(
+    tmp_path: Path,
+) -> None:
+    rows = [
+        {"request_id": "short", "prompt": "a woman smiles", "num_frames": 13},
+        {"request_id": "long", "prompt": "a woman smiles", "num_frames": 14},
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    together = ["--set", "sampling.first_frame.origin=by_length"]
+    done = rendered(*job(tmp_path, "rows.jsonl", *together, "--workers", "1"))
+    assert done.returncode == 0, done.stderr
+    assert {name: row["num_frames"] for name, row in results(tmp_path).items()} == {
+        "short": 13,
+        "long": 14,
+    }
+    assert "tasks          planned 5, done 5" in done.stdout, "one; two windows, two steps"
+    counts = json.loads((tmp_path / "out" / "run.json").read_text())["conditions"]
+    assert counts["condition frames"]["computed"] == 1, "only the longer one begins with a picture"
+
+
 def write_style(path: Path, seed: int) -> None:
     """A LoRA file that changes one layer of the shipped network."""
     import torch
