@@ -53,6 +53,7 @@ class ClipShape:
     width: int
     height: int
     guided: bool
+    """Both halves are counted as told the same, so a bare unconditional one as too dear."""
     given_frames: int = 0
     """Conditioning frames in front of every window."""
     first_frame_steps: int = 0
