@@ -277,7 +277,10 @@ def _prepare_diffusion(run: RunConfig, stage: DiffusionStage, worker: Worker) ->
     module = DiffusionTraining(
         networks,
         DiffusionLossConfig(
-            schedule=stage.schedule, min_snr_gamma=stage.min_snr_gamma, person=stage.person
+            schedule=stage.schedule,
+            min_snr_gamma=stage.min_snr_gamma,
+            person=stage.person,
+            motion=stage.motion,
         ),
     ).to(worker.device)
     if stage.lora_rank is not None:

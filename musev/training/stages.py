@@ -64,6 +64,8 @@ class DiffusionStage:
     schedule: ScheduleConfig = SD15_SCHEDULE
     min_snr_gamma: float | None = 5.0
     person: float = 3.0
+    motion: float = 0.0
+    """Extra weight of what moves; see :class:`~musev.training.diffusion.DiffusionLossConfig`."""
     corruption: CorruptionConfig = field(default_factory=CorruptionConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loop: LoopConfig

@@ -15,6 +15,7 @@ from musev.training.diffusion import (
     DiffusionLossConfig,
     DiffusionTraining,
     corrupted_and_wanted,
+    motion_weights,
 )
 from musev.training.losses import min_snr_weights
 from musev.training.networks import Networks, build_networks, get_sizes
@@ -179,3 +180,38 @@ def test_temporal_layers_are_left_out_of_single_frames(networks: Networks) -> No
     assert torch.equal(module.estimate(noisy, batch), before)
     for name, value in kept.items():
         networks["unet"].get_parameter(name).copy_(value)
+
+
+def test_places_that_move_weigh_more_and_a_still_clip_is_no_motion() -> None:
+    still = _draw(2, 4, 1, 4, 4).expand(2, 4, 5, 4, 4).clone()
+    assert motion_weights(still).abs().max() < 1e-3
+    moving = still.clone()
+    moving[0, :, ::2, 1, 2] += 1.0
+    weights = motion_weights(moving)
+    assert weights.shape == (2, 1, 5, 4, 4)
+    assert weights[0, 0, :, 1, 2].min() > 5
+    assert weights[1].max() < 1e-3
+    quick, slow = _draw(1, 4, 5, 4, 4), 0.5 * _draw(1, 4, 5, 4, 4)
+    torch.testing.assert_close(motion_weights(quick), motion_weights(slow))
+    assert motion_weights(quick).mean() == pytest.approx(1, abs=0.01)
+
+
+def test_an_error_where_something_moves_counts_more() -> None:
+    batch = _batch()
+    batch["latents_BCTHW"] = batch["latents_BCTHW"][:, :, :1].repeat(1, 1, 3, 1, 1)
+    batch["latents_BCTHW"][:, :, 1, 2, 3] += 1.0
+    alphas = torch.tensor(make_schedule(MINI_SCHEDULE).alphas_cumprod)[batch["timesteps_B"]]
+    wanted = corrupted_and_wanted(
+        batch["latents_BCTHW"], batch["noise_BCTHW"], alphas, "v_prediction"
+    )[1]
+
+    def loss(row: int, motion: float) -> float:
+        wrong = wanted.clone()
+        wrong[:, :, 1, row, 3] += 1.0
+        module = _loss(MINI_SCHEDULE, batch, wrong, motion=motion)
+        return float(module(batch)["loss"])
+
+    assert loss(2, 0.0) == pytest.approx(loss(0, 0.0))
+    assert loss(2, 1.0) > 3 * loss(0, 1.0)
+    batch["condition_index"] = torch.tensor([1])
+    assert loss(2, 1.0) == pytest.approx(0, abs=1e-6), "a given frame does not count"
