@@ -345,8 +345,8 @@ def encode_given(
         else:
             attachments.append(ImagePrompt(tokens_BLD, scale=request.sampling.ip_adapter_scale))
     if bundle.takes_references and reference_TYXC is not None:
-        told_BLD = text_BLD[1:] if bare else text_BLD
-        told_BLD = told_BLD if tokens_BLD is None else tokens_BLD
+        own_text_BLD = text_BLD[1:] if bare else text_BLD
+        told_BLD = own_text_BLD if tokens_BLD is None else tokens_BLD
         attachments.append(
             parts.find(
                 part_key("reference", reference_TYXC, told_BLD),

@@ -139,7 +139,7 @@ def test_every_supported_column_arrives() -> None:
     sampling = request.sampling
     assert (sampling.num_steps, sampling.motion_speed) == (3, 2.0)
     assert (sampling.w_ind_noise, sampling.img_weight) == (0.25, 0.0)
-    assert dataclasses.astuple(sampling.guidance)[:3] == (4.0, 1.5, "two_stage")
+    assert dataclasses.astuple(sampling.guidance) == (4.0, 1.5, "two_stage", "with_reference")
     assert dataclasses.astuple(sampling.windows)[:4] == (3, 1, "rotating", "gaussian")
     assert sampling.windows.settle_steps == MINI.sampling.windows.settle_steps
     assert request.extra == '{"k":1}'
