@@ -36,6 +36,7 @@ def main() -> None:
 _JOBS = {
     "text-to-video": "Render a manifest of prompts and reference images",
     "video-to-video": "Render a manifest of driving videos",
+    "text-to-pose": "Give the prompts of a manifest poses to follow",
     "from-musev": "Run a command line of the original MuseV",
     "plan": "Say what a manifest will cost before anything runs",
     "make-dataset": "Make a dataset of drawn or real clips",

@@ -23,7 +23,7 @@ from pipelines.manifest import write_manifest
 ROOT = Path(__file__).resolve().parents[1]
 PORTRAITS = ROOT.parent / "shared" / "media"
 OUTPUT = Path("out") / "demo"
-MEDIA = "media"
+MEDIA, POSES = "media", "poses"
 PROFILE = "mini"
 NUM_WORKERS = 2
 LONG_FRAMES = 120
@@ -177,13 +177,16 @@ def find_portraits(folder: Path, *, drawn_into: Path) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Build the manifest, run the main job on it as a user would, and say where everything is.
+    """Build the manifest, run the jobs on it as a user would, and say where everything is.
+
+    Rows of words, or of words and a portrait, are given poses first; the others bring what they
+    follow, or begin with a picture.
 
     Args:
         argv: Command line; None for the process's own.
 
     Returns:
-        Exit status of the job.
+        Exit status of the last job.
     """
     parser = argparse.ArgumentParser(prog="python -m jobs.demo", description=__doc__)
     parser.add_argument("--output", type=Path, default=OUTPUT, help="folder for everything")
@@ -198,17 +201,24 @@ def main(argv: list[str] | None = None) -> int:
     manifest = output / "manifest.parquet"
     requests = build_requests(draw_cast(output, profile), portraits[0])
     write_manifest(requests, str(manifest))
-    command = [
-        *(sys.executable, "-m", "jobs.text_to_video"),
-        *("--manifest", str(manifest), "--output", str(output), "--profile", PROFILE),
-        *("--workers", str(NUM_WORKERS)),
-    ]
     say(f"{len(requests)} requests; drawn people in {output / MEDIA}, portrait {portraits[0]}")
-    say("$ python " + " ".join(command[1:]))
-    try:
-        status = subprocess.run(command, cwd=ROOT, check=False).returncode
-    except KeyboardInterrupt:  # the job got the signal too and has ended by now
-        return 130
+    status = 0
+    for job, source, target in (
+        ("text_to_pose", manifest, output / POSES),
+        ("text_to_video", output / POSES / manifest.name, output),
+    ):
+        command = [
+            *(sys.executable, "-m", f"jobs.{job}"),
+            *("--manifest", str(source), "--output", str(target), "--profile", PROFILE),
+            *("--workers", str(NUM_WORKERS)),
+        ]
+        say("$ python " + " ".join(command[1:]))
+        try:
+            status = subprocess.run(command, cwd=ROOT, check=False).returncode
+        except KeyboardInterrupt:  # the job got the signal too and has ended by now
+            return 130
+        if status:
+            break
     say("")
     say(f"videos         {output / 'videos'}")
     say(f"results table  {output / 'results.parquet'}")

@@ -34,6 +34,7 @@ from jobs._cli import (
 )
 from jobs._console import INTERRUPTED, Teller, disconnect, terminate_as_interrupt
 from musev.errors import ConfigError
+from musev.quality.drawn import DrawnClip
 from musev.weight_parts import controlnet_names, digest_weights
 from pipelines.evaluate import EvaluationGraph, EvaluationPlan, plan_evaluation, run_evaluation
 from pipelines.evaluation_page import PAGE
@@ -79,6 +80,13 @@ def evaluate(
         typer.Option("--requests", min=1, help="Render so many held-out requests first."),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the held-out requests.")] = 0,
+    posed: Annotated[
+        bool,
+        typer.Option(
+            "--text-to-pose",
+            help="Give held-out requests of text alone poses first, as jobs.text_to_pose does.",
+        ),
+    ] = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Also write the averages to this file.")
     ] = None,
@@ -100,12 +108,15 @@ def evaluate(
                 raise ConfigError("give the output of a run, or --requests N to render some")
             if changes:
                 raise ConfigError("--set changes how --requests are rendered; there are none here")
+            if posed:
+                raise ConfigError("--text-to-pose is for --requests; there are none here")
             status = _run(Ledger(output), asked, json_file)
         else:
             place = output or f"out/evaluation-{profile}"
-            status = _run_held_out(
-                place, profile, changes or (), requests, seed, workers=asked, json_file=json_file
-            )
+            clips = plan_held_out(requests, seed)
+            facts = {"seed": seed, "requests": requests, "text_to_pose": posed}
+            job = _Job(Ledger(place), profile, tuple(changes or ()), asked)
+            status = _run_held_out(job, clips, facts, json_file)
     raise typer.Exit(status)
 
 
@@ -122,39 +133,52 @@ def main(argv: list[str] | None = None) -> int:
     return run_app(app, argv, prog_name="python -m jobs.evaluate")
 
 
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """Where held-out requests are rendered, and how."""
+
+    ledger: Ledger
+    profile_name: str
+    changes: tuple[str, ...]
+    workers: WorkerRange | None
+
+    def run(self, name: str, manifest: str, output: str) -> int:
+        """An ordinary job in a process of its own; what is done already it leaves alone."""
+        command = [sys.executable, "-m", f"jobs.{name}", "--profile", self.profile_name]
+        command += ["--manifest", manifest, "--output", output]
+        command += [word for change in self.changes for word in ("--set", change)]
+        command += [] if self.workers is None else ["--workers", str(self.workers)]
+        try:
+            return subprocess.run(command, cwd=Path.cwd(), check=False).returncode
+        except KeyboardInterrupt:  # the job got the signal too and has ended by now
+            return INTERRUPTED
+
+
 def _run_held_out(
-    output: str,
-    profile_name: str,
-    changes: Sequence[str],
-    num_requests: int,
-    seed: int,
-    *,
-    workers: WorkerRange | None,
-    json_file: Path | None,
+    job: _Job, asked: Sequence[DrawnClip], facts: Mapping[str, Any], json_file: Path | None
 ) -> int:
-    profile = load_settings(profile_name, changes).profile
+    profile = load_settings(job.profile_name, job.changes).profile
     digests = digest_weights(profile.weights)
     skipped = unusable_kinds(digests, controlnet_names(profile.weights))
-    clips = [c for c in plan_held_out(num_requests, seed) if c.kind not in skipped]
+    clips = [c for c in asked if c.kind not in skipped]
     if not clips:
         raise ConfigError(f"these weights can render none of the requests: {skipped}")
     teller = Teller(sys.stderr)
     for kind, reason in skipped.items():
         teller.say(f"left out: requests of kind {kind}, because {reason}")
-    ledger = Ledger(output)
+    ledger = job.ledger
     teller.say(f"drawing {len(clips)} held-out requests")
     columns = portrait_columns_of(digests)
     rows = write_inputs(ledger.store, clips, profile, portrait_columns=columns)
     write_manifest(rows, ledger.store.uri_of(_MANIFEST))
-    status = _render(ledger, profile_name, changes, workers)
+    status = _render(job, posed=facts["text_to_pose"])
     if status not in (OK, ROWS_FAILED):
         return status
     statuses = read_statuses(ledger.store, RESULTS)
-    facts = {
-        "profile": profile_name,
-        "changes": list(changes),
-        "seed": seed,
-        "requests": num_requests,
+    known = {
+        "profile": job.profile_name,
+        "changes": list(job.changes),
+        **facts,
         "rendered": sum(value == "committed" for value in statuses.values()),
         "failed": sum(value != "committed" for value in statuses.values()),
         "model_digests": digests,
@@ -162,27 +186,26 @@ def _run_held_out(
     }
     judged = _run(
         ledger,
-        workers,
+        job.workers,
         json_file,
         only={name for name, value in statuses.items() if value == "committed"},
         skipped=skipped,
-        facts=facts,
+        facts=known,
     )
     return judged or status
 
 
-def _render(
-    ledger: Ledger, profile_name: str, changes: Sequence[str], workers: WorkerRange | None
-) -> int:
-    """The ordinary job in a process of its own; what is rendered already it leaves alone."""
-    command = [sys.executable, "-m", "jobs.text_to_video", "--profile", profile_name]
-    command += ["--manifest", ledger.store.uri_of(_MANIFEST), "--output", ledger.out_uri]
-    command += [word for change in changes for word in ("--set", change)]
-    command += [] if workers is None else ["--workers", str(workers)]
-    try:
-        return subprocess.run(command, cwd=Path.cwd(), check=False).returncode
-    except KeyboardInterrupt:  # the job got the signal too and has ended by now
-        return INTERRUPTED
+def _render(job: _Job, *, posed: bool) -> int:
+    """Render the manifest of held-out requests, given poses first if they are to be posed."""
+    store = job.ledger.store
+    manifest = store.uri_of(_MANIFEST)
+    if posed:
+        folder = store.uri_of(f"{INPUTS}/poses")
+        status = job.run("text_to_pose", manifest, folder)
+        if status != OK:
+            return status
+        manifest = f"{folder}/manifest.parquet"
+    return job.run("text_to_video", manifest, job.ledger.out_uri)
 
 
 def _run(

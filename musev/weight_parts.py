@@ -13,6 +13,7 @@ from pathlib import Path
 
 from musev.config import ClipRequest, WeightsConfig
 from musev.errors import WeightsError
+from musev.text_to_pose_config import CONFIG_FILE
 from musev.weight_store import RECORD, is_remote
 from musev.weights import find_weights, local_path, read_config
 
@@ -122,6 +123,35 @@ def bundle_folder(name: str) -> Path:
         there = sorted(path.parent.name for path in _SHIPPED.glob(f"*/{BUNDLE_FILE}"))
         raise WeightsError(f"no bundle {name!r}; this package ships: {', '.join(there) or 'none'}")
     return folder
+
+
+def text_to_pose_folder(name: str) -> Path:
+    """Find a network of text to pose.
+
+    Args:
+        name: A folder, path or URL, or ``package:NAME`` for one that ships with this package.
+
+    Returns:
+        The folder; what lies elsewhere has been fetched.
+
+    Raises:
+        WeightsError: If the package has no such network, or a URL cannot be fetched.
+    """
+    scheme, _, shipped = name.rpartition(":")
+    if scheme != "package":
+        return local_path(name)
+    folder = _SHIPPED / shipped
+    if not shipped or not (folder / CONFIG_FILE).is_file():
+        there = sorted(path.parent.name for path in _SHIPPED.glob(f"*/{CONFIG_FILE}"))
+        raise WeightsError(
+            f"no network of text to pose {name!r}; this package ships: {', '.join(there) or 'none'}"
+        )
+    return folder
+
+
+def digest_text_to_pose(folder: Path) -> str:
+    """``sha256:...`` of a network of text to pose and its configuration."""
+    return _digest_part("text_to_pose", folder)
 
 
 def _remote_bundle(url: str) -> Path:

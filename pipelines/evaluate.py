@@ -9,8 +9,6 @@ video that vanishes with its worker is started again, and given up after some ti
 from __future__ import annotations
 
 import functools
-import logging
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,14 +24,11 @@ from pipelines.resources import (
     apply_stage,
     one_row_a_block,
     shard_args,
-    stream_rows,
 )
-from pipelines.rounds import StalledError
+from pipelines.rounds import stream_patiently
 from pipelines.rows import canonical_json
 from pipelines.scores import Scored, read_scores, update_results
 from pipelines.stages.judge import FAILED, VERSION, JudgeClip
-
-logger = logging.getLogger(__name__)
 
 SILENCE_S = 900.0
 """Rows wait and none has come back for so long: start a new round."""
@@ -138,22 +133,14 @@ def judge_rows(graph: EvaluationGraph, rows: Sequence[Row]) -> Iterator[Row]:
     Yields:
         One outcome a row: ``sample_id``, ``status``, ``reason``.
     """
-    from ray.exceptions import RayError
-
     waiting = {row["sample_id"]: row for row in rows}
-    build = functools.partial(_judge_dataset, graph=graph)
-    for _ in range(MAX_ATTEMPTS):
-        try:
-            watch = _Silence(graph.silence_s)
-            for outcome in stream_rows(build, list(waiting.values()), watch=watch.check):
-                watch.heard()
-                if waiting.pop(outcome["sample_id"], None) is not None:
-                    yield outcome
-        except (StalledError, RayError) as problem:
-            logger.warning("the judges have to be started again: %s", problem)
-        if not waiting:
-            return
-        logger.warning("%d rows vanished while they were judged; trying again", len(waiting))
+    yield from stream_patiently(
+        functools.partial(_judge_dataset, graph=graph),
+        waiting,
+        key="sample_id",
+        silence_s=graph.silence_s,
+        doing="they were judged",
+    )
     reason = f"the process that judges this video died or stood still {MAX_ATTEMPTS} times"
     for name in waiting:
         yield {"sample_id": name, "status": FAILED, "reason": reason}
@@ -164,21 +151,6 @@ def _judge_dataset(rows: list[Row], *, graph: EvaluationGraph) -> Any:
     return apply_stage(
         one_row_a_block(rows), graph.judge, args, ledger=graph.ledger, cache=graph.cache
     )
-
-
-class _Silence:
-    """Raises when nothing was heard for too long."""
-
-    def __init__(self, limit_s: float) -> None:
-        self._limit_s = limit_s
-        self.heard()
-
-    def heard(self) -> None:
-        self._since = time.monotonic()
-
-    def check(self) -> None:
-        if time.monotonic() - self._since > self._limit_s:
-            raise StalledError(f"no video was judged for {self._limit_s:.0f} s")
 
 
 def _row(name: str, record: Record) -> Row:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,3 +139,54 @@ def _refuse_hopeless(rounds: Rounds, view: BoardView) -> None:
             f"workers died {view.fruitless_starts} times while loading {rounds.loads}. Most often "
             "memory is short: give the machines more, use fewer workers, or a smaller precision."
         )
+
+
+def stream_patiently(
+    build: Callable[[list[Row]], Any],
+    waiting: dict[str, Row],
+    *,
+    key: str,
+    silence_s: float,
+    doing: str,
+) -> Iterator[Row]:
+    """Run a dataset again over the rows that vanished in it, for short rows without a board.
+
+    Args:
+        build: Rows to a dataset.
+        waiting: Rows by name; emptied as they come back. What is left at the end never did.
+        key: Column of an outcome that names its row.
+        silence_s: Rows wait and none has come back for so long: start a new round.
+        doing: What happened to the rows meanwhile, for the log.
+
+    Yields:
+        One outcome a row.
+    """
+    from ray.exceptions import RayError
+
+    for _ in range(MAX_ATTEMPTS):
+        try:
+            watch = _Silence(silence_s)
+            for outcome in stream_rows(build, list(waiting.values()), watch=watch.check):
+                watch.heard()
+                if waiting.pop(outcome[key], None) is not None:
+                    yield outcome
+        except (StalledError, RayError) as problem:
+            logger.warning("the workers have to be started again: %s", problem)
+        if not waiting:
+            return
+        logger.warning("%d rows vanished while %s; trying again", len(waiting), doing)
+
+
+class _Silence:
+    """Raises when nothing was heard for too long."""
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self.heard()
+
+    def heard(self) -> None:
+        self._since = time.monotonic()
+
+    def check(self) -> None:
+        if time.monotonic() - self._since > self._limit_s:
+            raise StalledError(f"no row has come back for {self._limit_s:.0f} s")

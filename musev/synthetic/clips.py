@@ -63,6 +63,18 @@ class Clip:
     reference_framing: str
 
 
+@dataclass(frozen=True)
+class Joints2D:
+    """Where a clip's joints are, and its caption: a clip without its pictures."""
+
+    caption: str
+    attributes: Attributes
+    points_TJ2: np.ndarray
+    """float32 (x, y) in pixels; may lie outside the picture."""
+    facing_TJ: np.ndarray
+    """bool: on the side that faces the camera; those are drawn, inside the picture or not."""
+
+
 def plan_clip(seed: int, index: int, *, held_out: bool = False) -> Attributes:
     """Choose a clip's attributes: never a held-out combination, or nothing else.
 
@@ -122,7 +134,8 @@ def draw_clip(
     other = reference_stream.pick(FRAMINGS, weights)
     reference = draw_shot(other, "standing", reference_stream, reference_stream, **size)
     scene, shadow = draw_scene(chosen.scene, chosen.framing, stream(_SCENE), **size)
-    figure = _pose_both(person, shot, reference, np.arange(num_frames) / fps, shadow, height)
+    times_T = np.arange(num_frames) / fps
+    figure = _pose_both(person, shot, reference, times_T, shadow, height)
     frames_TYXC, mask_TYX = _paint_over(scene, draw_neutral(**size), figure)
     points, facing = figure.points_TJ2[:num_frames], figure.visible_TJ[:num_frames]
     inside = ((points > -0.5) & (points < np.array([width, height]) - 0.5)).all(axis=-1)
@@ -138,6 +151,44 @@ def draw_clip(
         mask_TYX=mask_TYX[:num_frames],
         reference_YXC=frames_TYXC[num_frames],
         reference_framing=other,
+    )
+
+
+def draw_joints(
+    seed: int,
+    index: int,
+    *,
+    held_out: bool = False,
+    num_frames: int = DEFAULT_NUM_FRAMES,
+    fps: float = DEFAULT_FPS,
+) -> Joints2D:
+    """Draw the joints of one clip of the default size and paint nothing, which is faster.
+
+    Args:
+        seed: Which endless source.
+        index: Which clip of it.
+        held_out: As in :func:`draw_clip`.
+        num_frames: Length.
+        fps: Frames a second of the motion.
+
+    Returns:
+        The joints and caption of the clip that :func:`draw_clip` draws from these arguments.
+    """
+    chosen = plan_clip(seed, index, held_out=held_out)
+
+    def stream(purpose: int) -> RandomStream:
+        return RandomStream(seed, index, purpose)
+
+    size = {"height": DEFAULT_SIZE_PX, "width": DEFAULT_SIZE_PX}
+    person = draw_person(chosen, stream(_PERSON))
+    shot = draw_shot(chosen.framing, chosen.action, stream(_CAMERA), stream(_MOTION), **size)
+    # The shot stands for the reference too, whose one frame is cut off.
+    figure = _pose_both(person, shot, shot, np.arange(num_frames) / fps, (0, 0, 0), DEFAULT_SIZE_PX)
+    return Joints2D(
+        caption=draw_caption(chosen, stream(_CAPTION)),
+        attributes=chosen,
+        points_TJ2=figure.points_TJ2[:num_frames].astype(np.float32),
+        facing_TJ=figure.visible_TJ[:num_frames],
     )
 
 

@@ -24,19 +24,21 @@ from torch import nn
 from musev.errors import ConfigError
 from musev.models.bundle import ModelBundle, save_bundle
 from musev.models.published import MOTION_MARKS
+from musev.models.text_to_pose import TextToPoseNet, load_text_to_pose, save_text_to_pose
 from musev.training.clip_batches import ClipBatches, Position
 from musev.training.corruption import CorruptionConfig
 from musev.training.diffusion import DiffusionLossConfig, DiffusionTraining
 from musev.training.frames import frame_batch
 from musev.training.frozen import freeze_except
-from musev.training.latents import ClipSource, LatentStore, mark_of
+from musev.training.latents import ClipSource, LatentStore, epoch_order, mark_of
 from musev.training.loop import Trainer, seed_of
 from musev.training.lora import add_lora, export_kohya
 from musev.training.networks import Networks, bundle_of, get_sizes
 from musev.training.optimizer import Batch
+from musev.training.poses import PoseClips, PoseTraining, drawn_words_config, right_actions
 from musev.training.published import save_published
 from musev.training.shard_clips import ShardClips, open_clips
-from musev.training.stages import DiffusionStage, Stage, VaeStage, VisionStage
+from musev.training.stages import DiffusionStage, PoseStage, Stage, VaeStage, VisionStage
 from musev.training.starts import Start, load_vae, local_folder, read_start
 from musev.training.vae import (
     VaeTraining,
@@ -54,6 +56,7 @@ NUM_HELD_OUT = 64
 _HELD_OUT_BATCHES = 4
 VISION_PARTS = ("unet", "text_encoder", "image_encoder", "image_projection")
 """A bundle has no image encoder without these beside it."""
+_POSE_SIZES = ("fps", "num_frames", "num_given", "width", "depth")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +74,9 @@ class RunConfig:
     """Folder of encoded clips; None: inside ``out``."""
     size: str = "mini"
     seed: int = 0
+    batch_seed: int | None = None
+    """Of the clips' order, noise and what is left out, in place of ``seed``: a run over clips that
+    were learnt from before then sees them in other noise. Stages on latents."""
     num_clips: int = 8192
     """Drawn clips that are encoded and then used again and again."""
     size_px: int = 128
@@ -143,6 +149,8 @@ def prepare_run(run: RunConfig, worker: Worker | None = None) -> PreparedRun:
         return _prepare_vae(run, run.stage, worker)
     if isinstance(run.stage, VisionStage):
         return _prepare_vision(run, run.stage, worker)
+    if isinstance(run.stage, PoseStage):
+        return _prepare_poses(run, run.stage, worker)
     return _prepare_diffusion(run, run.stage, worker)
 
 
@@ -256,6 +264,38 @@ def _prepare_vision(run: RunConfig, stage: VisionStage, worker: Worker) -> Prepa
     )
 
 
+def _prepare_poses(run: RunConfig, stage: PoseStage, worker: Worker) -> PreparedRun:
+    if run.init is None:
+        sizes = {name: getattr(stage, name) for name in _POSE_SIZES}
+        net = TextToPoseNet(drawn_words_config(**sizes))
+    else:
+        with local_folder(run.init) as folder:
+            net = load_text_to_pose(folder).requires_grad_(True).train()
+    module = PoseTraining(net, stage.corruption).to(worker.device)
+    if worker.place is not None:
+        worker.place(module)
+    clips = PoseClips(net.config, seed=run.seed, num_clips=run.num_clips)
+    held = PoseClips(net.config, seed=run.seed, num_clips=NUM_HELD_OUT, held_out=True)
+    held_batch = held.batch(range(NUM_HELD_OUT), stage.corruption, seed=0)
+
+    def batch_at(at: Position) -> Batch:
+        first = at.number * stage.batch_clips
+        order = epoch_order(run.num_clips, seed=run.seed, first=first, count=stage.batch_clips)
+        return clips.batch(order, stage.corruption, seed=seed_of(run.seed, "poses", at.number))
+
+    def evaluate(_: int) -> dict[str, float]:
+        mse = float(module(to_device(held_batch, worker.device))["mse"])
+        return {"held_out_mse": mse, "right_action": right_actions(net, held, seed=run.seed)}
+
+    return PreparedRun(
+        stage=stage,
+        trainer=Trainer(module, stage.optimizer),
+        batches_of=_batches_of(batch_at, stage.accumulate, worker),
+        evaluate=evaluate,
+        export=lambda folder: save_text_to_pose(net, folder),
+    )
+
+
 def _warn_of_random(start: Start, stage: Stage) -> None:
     """Say which networks are built anew and yet not trained: they hand on noise."""
     for name in start.new:
@@ -301,7 +341,7 @@ def _prepare_diffusion(run: RunConfig, stage: DiffusionStage, worker: Worker) ->
             config=stage.batch,
             corruption=corruption,
             tokenizer=tokenizer,
-            seed=run.seed,
+            seed=run.seed if run.batch_seed is None else run.batch_seed,
             image_prompt_px=_image_prompt_px(networks, run),
         )
 

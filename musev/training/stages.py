@@ -15,6 +15,7 @@ from musev.errors import ConfigError
 from musev.training.corruption import CorruptionConfig
 from musev.training.loop import LoopConfig
 from musev.training.optimizer import OptimizerConfig
+from musev.training.poses import PoseCorruptionConfig
 from musev.training.vae import VaeLossConfig
 
 TEMPORAL = ("networks.unet.*temp_convs.*", "networks.unet.*temp_attentions.*")
@@ -119,7 +120,30 @@ class VisionStage:
         return ("image_encoder.*", "readers.*")
 
 
-Stage = DiffusionStage | VaeStage | VisionStage
+@dataclass(frozen=True, kw_only=True)
+class PoseStage:
+    """The stage of text to pose: a small network on joints and captions, no pictures."""
+
+    name: str
+    about: str
+    batch_clips: int = 64
+    fps: float = 8.0
+    num_frames: int = 32
+    num_given: int = 12
+    width: int = 96
+    depth: int = 4
+    accumulate: int = 1
+    corruption: PoseCorruptionConfig = field(default_factory=PoseCorruptionConfig)
+    optimizer: OptimizerConfig
+    loop: LoopConfig
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Patterns of what learns."""
+        return ("net.*",)
+
+
+Stage = DiffusionStage | VaeStage | VisionStage | PoseStage
 
 _BASE = ("unet", "text_encoder")
 _PROMPTED = (*_BASE, "referencenet", "image_encoder", "image_projection")
@@ -234,6 +258,12 @@ def _mini() -> list[Stage]:
             about="image encoder alone: it learns to name what drawn people look like",
             optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=50, end_ratio=0.02),
             loop=LoopConfig(num_steps=1_200, log_every=20, evaluate_every=200, save_every=100),
+        ),
+        PoseStage(
+            name="text-to-pose",
+            about="joints of drawn people from their captions; of no other stage",
+            optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=100, ema_decay=0.999),
+            loop=LoopConfig(num_steps=8_000, log_every=100, evaluate_every=1_000, save_every=500),
         ),
         DiffusionStage(
             name="mini-image",

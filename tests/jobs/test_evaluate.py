@@ -33,6 +33,7 @@ def test_the_set_of_flags_changes_only_on_purpose() -> None:
         "--profile",
         "--requests",
         "--seed",
+        "--text-to-pose",
         "--json",
         "--set",
         "--workers",
@@ -44,6 +45,7 @@ def test_the_set_of_flags_changes_only_on_purpose() -> None:
     [
         ([], 2, "give the output of a run"),
         (["out", "--set", "sampling.num_steps=2"], 2, "--requests"),
+        (["out", "--text-to-pose"], 2, "--requests"),
         (["--requests", "2", "--profile", "nobody"], 2, "no profile"),
         (["--requests", "2", "--set", "colour=red"], 2, "colour"),
         (["--requests", "0"], 2, "--requests"),

@@ -18,8 +18,10 @@ from musev.weight_parts import (
     BUNDLE_FILE,
     bundle_folder,
     controlnet_names,
+    digest_text_to_pose,
     digest_weights,
     digests_in_use,
+    text_to_pose_folder,
 )
 
 
@@ -112,6 +114,25 @@ def test_bundles_of_the_package_have_names(tmp_path: Path, monkeypatch: pytest.M
     for wrong in ("package:maxi", "package:"):
         with pytest.raises(WeightsError, match="ships: mini"):
             bundle_folder(wrong)
+
+
+def test_networks_of_text_to_pose_have_names_and_digests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = tmp_path / "poses"
+    net.mkdir()
+    (net / "config.json").write_text("{}")
+    save_file({"a": torch.ones(2)}, net / "model.safetensors")
+    monkeypatch.setattr("musev.weight_parts._SHIPPED", tmp_path)
+    assert text_to_pose_folder("package:poses") == net
+    assert text_to_pose_folder(str(net)) == net
+    assert text_to_pose_folder(f"file://{net}") == net
+    with pytest.raises(WeightsError, match="ships: poses"):
+        text_to_pose_folder("package:nobody")
+    before = digest_text_to_pose(net)
+    assert digest_text_to_pose(net) == before
+    (net / "config.json").write_text('{"words": []}')
+    assert digest_text_to_pose(net) != before
 
 
 def test_a_missing_part_is_named(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from pipelines.outcomes import Row
 from pipelines.progress import BoardView
 from pipelines.resources import MAX_ATTEMPTS, one_row_a_block
-from pipelines.rounds import Rounds, WorkersFailError, run_rounds
+from pipelines.rounds import Rounds, WorkersFailError, run_rounds, stream_patiently
 from tests.real_ray import local_ray
 
 pytestmark = pytest.mark.timeout(240)
@@ -64,6 +64,25 @@ def test_rows_that_never_come_back_end_the_run(tmp_path: Path) -> None:
     with pytest.raises(WorkersFailError, match=f"2 rows were started {MAX_ATTEMPTS + 1} times"):
         run_rounds(rounds(build), waiting("a", "b"), lambda outcome, view: None)
     assert len(Path(tries).read_text()) == MAX_ATTEMPTS + 1
+
+
+def test_short_rows_come_back_once_and_what_never_does_is_left_over(tmp_path: Path) -> None:
+    rounds_seen = tmp_path / "rounds"
+
+    def build(rows: list[Row]) -> Any:
+        with rounds_seen.open("a") as file:
+            file.write(f"{len(rows)}\n")
+        if len(rows) == 3:  # the first round loses two and brings one twice
+            return one_row_a_block(rows[:1] * 2)
+        if any(row["name"] == "b" for row in rows):
+            return one_row_a_block([row for row in rows if row["name"] == "b"])
+        os._exit(1)  # "c" takes its process down whenever it is alone
+
+    left = waiting("a", "b", "c")
+    found = stream_patiently(build, left, key="name", silence_s=60.0, doing="tried")
+    assert [row["name"] for row in found] == ["a", "b"]
+    assert list(left) == ["c"]
+    assert rounds_seen.read_text().split() == ["3", "2", *["1"] * (MAX_ATTEMPTS - 2)]
 
 
 def test_silence_and_reasons_are_read_from_the_board() -> None:

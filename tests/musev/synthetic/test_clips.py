@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from musev.synthetic.clips import Clip, draw_clip, plan_clip, stream_clips
+from musev.synthetic.clips import Clip, draw_clip, draw_joints, plan_clip, stream_clips
 from musev.synthetic.people import (
     ACTION_FRAMINGS,
     ACTIONS,
@@ -218,6 +218,16 @@ def test_control_drawings_lie_on_the_person() -> None:
         wide = np.stack([cv2.dilate(m, np.ones((5, 5), np.uint8)) for m in clip.mask_TYX]) > 0
         assert drawn.any(axis=(1, 2)).all()
         assert (drawn & wide).sum() / drawn.sum() > 0.97
+
+
+def test_joints_alone_are_those_of_the_clip() -> None:
+    for index, held_out in ((3, False), (4, True), (5, False)):
+        clip = draw_clip(6, index, held_out=held_out, num_frames=5, fps=12.0)
+        joints = draw_joints(6, index, held_out=held_out, num_frames=5, fps=12.0)
+        np.testing.assert_array_equal(joints.points_TJ2, clip.points_TJ2)
+        assert (joints.caption, joints.attributes) == (clip.caption, clip.attributes)
+        inside = ((clip.points_TJ2 > -0.5) & (clip.points_TJ2 < 127.5)).all(axis=-1)
+        np.testing.assert_array_equal(joints.facing_TJ & inside, clip.visible_TJ)
 
 
 def test_no_ray_and_no_torch_are_imported() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from musev.config import WeightsConfig
 from musev.errors import ConfigError
 from musev.models.bundle import load_bundle
+from musev.models.text_to_pose import load_text_to_pose
 from musev.settings import replace_settings
 from musev.training.checkpoints import CheckpointStore
 from musev.training.loop import resume, run_steps
@@ -188,6 +190,55 @@ def test_an_image_encoder_learns_alone_and_the_bundle_around_it_stays(tmp_path: 
     unets = [bundle.networks["unet"].state_dict() for bundle in (start, found)]
     assert all(torch.equal(value, unets[1][key]) for key, value in unets[0].items())
     assert set(whole.evaluate(2)) >= {"right_skin", "right_scene"}
+
+
+def _pose_run(folder: Path, init: str | None = None) -> RunConfig:
+    small = {
+        "batch_clips": "4",
+        "num_frames": "12",
+        "num_given": "4",
+        "width": "32",
+        "depth": "1",
+        "loop.num_steps": "3",
+        "optimizer.warmup_steps": "0",
+    }
+    stage = replace_settings(get_stage("text-to-pose"), small)
+    return RunConfig(stage=stage, out=str(folder / "poses"), init=init, num_clips=8)
+
+
+def test_text_to_pose_learns_goes_on_and_starts_from_its_export(tmp_path: Path) -> None:
+    run = _pose_run(tmp_path)
+    whole = prepare_run(run)
+    run_steps(whole.trainer, whole.batches_of, run.stage.loop)
+    store = CheckpointStore(f"{run.out}/checkpoints")
+    first = prepare_run(run)
+    for step in range(2):
+        first.trainer.do_step(first.batches_of(step), 3)
+    store.save(first.trainer.step, first.trainer.state_dict())
+    second = prepare_run(run)
+    resume(second.trainer, store)
+    run_steps(second.trainer, second.batches_of, run.stage.loop)
+    for name, parameter in second.module.named_parameters():
+        assert torch.equal(parameter, whole.module.get_parameter(name)), name
+    assert set(whole.evaluate(3)) == {"held_out_mse", "right_action"}
+    export_to(whole, f"{run.out}/export")
+    net = load_text_to_pose(tmp_path / "poses" / "export")
+    assert (net.config.num_frames, net.config.width, net.config.fps) == (12, 32, 8.0)
+    again = prepare_run(_pose_run(tmp_path, f"{run.out}/export"))
+    for name, parameter in net.named_parameters():
+        assert torch.equal(again.module.net.get_parameter(name), parameter), name
+
+
+def test_another_batch_seed_sees_the_same_clips_in_other_noise(
+    vae_folder: Path, tmp_path: Path
+) -> None:
+    run = small_run("mini-joint", tmp_path, str(vae_folder), batch__num_frames="1")
+    runs = (run, dataclasses.replace(run, batch_seed=0), dataclasses.replace(run, batch_seed=5))
+    plain, same, other = (prepare_run(one).batches_of(0)[0] for one in runs)
+    assert torch.equal(plain["noise_BCTHW"], same["noise_BCTHW"])
+    assert not torch.equal(plain["noise_BCTHW"], other["noise_BCTHW"])
+    sums = {round(float(clip.sum()), 3) for clip in plain["latents_BCTHW"]}
+    assert {round(float(clip.sum()), 3) for clip in other["latents_BCTHW"]} & sums
 
 
 def test_held_out_errors_are_over_all_timesteps_alike(vae_folder: Path, tmp_path: Path) -> None:

@@ -103,7 +103,14 @@ def test_full_size_stages_fit_together(name: str) -> None:
 
 
 def test_stages_say_what_they_are() -> None:
-    assert set(STAGES) == {*MARKS, *NEVER, "mini-vae", "mini-vae-decoder", "mini-vision"}
+    assert set(STAGES) == {
+        *MARKS,
+        *NEVER,
+        "mini-vae",
+        "mini-vae-decoder",
+        "mini-vision",
+        "text-to-pose",
+    }
     for name, stage in STAGES.items():
         assert stage.name == name
         assert stage.about

@@ -1,0 +1,52 @@
+"""The configuration of text to pose: read back as written, and told plainly what is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from musev.errors import ConfigError, WeightsError
+from musev.text_to_pose_config import (
+    CONFIG_FILE,
+    TextToPoseConfig,
+    read_text_to_pose_config,
+    words_of,
+)
+
+CONFIG = TextToPoseConfig(words=("a", "person", "waving"), telling=("waving",), num_frames=20)
+
+
+def test_words_are_lower_case_and_without_signs() -> None:
+    assert words_of("A person, WAVING (2 hands)!") == ["a", "person", "waving", "2", "hands"]
+    assert words_of(" ,. ") == []
+
+
+def test_a_configuration_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(dataclasses.asdict(CONFIG)))
+    assert read_text_to_pose_config(tmp_path) == CONFIG
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"words": ()}, "vocabulary"),
+        ({"num_given": 20}, "num_given"),
+        ({"num_given": 0}, "num_given"),
+        ({"width": 90}, "num_heads"),
+        ({"telling": ("jumping",)}, "jumping"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        dataclasses.replace(CONFIG, **changes)
+
+
+@pytest.mark.parametrize("text", [None, "no JSON", "{}", '{"words": ["a"], "telling": [], "x": 1}'])
+def test_a_file_that_is_none_names_itself_and_the_remedy(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / CONFIG_FILE).write_text(text)
+    with pytest.raises(WeightsError, match=r"config\.json.*package:drawn-poses"):
+        read_text_to_pose_config(tmp_path)
