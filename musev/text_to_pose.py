@@ -27,6 +27,7 @@ from musev.models.text_to_pose import (
 from musev.text_to_pose_config import GUIDANCE, NUM_STEPS, TextToPoseConfig, words_of
 
 MOST_WORDS = 40
+_FADING_FRAMES = 8
 _REACH = (-0.5, 1.5)
 """Joints outside the picture are kept so far, in picture sizes."""
 
@@ -120,7 +121,22 @@ def sample_window(
         clean[:, :num_given] = given[:, :num_given]
         (signal, spread), (next_signal, next_spread) = signal_at(now), signal_at(then)
         noisy = next_signal * clean + next_spread * (noisy - signal * clean) / spread
-    return clean
+    return _joined(clean, num_given) if num_given > 1 else clean
+
+
+def _joined(made_BTF: Tensor, num_given: int) -> Tensor:
+    """Let the step from the last given frame to the first new one be as its neighbours are.
+
+    What it was off by fades out over the next frames.
+    """
+    last, first = num_given - 1, num_given
+    steps = made_BTF[:, 1:] - made_BTF[:, :-1]
+    usual_BF = (steps[:, last - 1] + steps[:, first]) / 2
+    off_B1F = (steps[:, last] - usual_BF)[:, None]
+    num_new = made_BTF.shape[1] - num_given
+    fading_T = (1 - torch.arange(num_new) / _FADING_FRAMES).clamp(min=0)
+    new = made_BTF[:, first:] - off_B1F * fading_T[:, None]
+    return torch.cat([made_BTF[:, :first], new], dim=1)
 
 
 def make_poses(

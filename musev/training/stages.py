@@ -262,7 +262,7 @@ def _mini() -> list[Stage]:
         PoseStage(
             name="text-to-pose",
             about="joints of drawn people from their captions; of no other stage",
-            optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=100, ema_decay=0.999),
+            optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=100, ema_decay=0.999),
             loop=LoopConfig(num_steps=8_000, log_every=100, evaluate_every=1_000, save_every=500),
         ),
         DiffusionStage(

@@ -41,14 +41,15 @@ def test_words_that_nobody_taught_are_one_word(net: TextToPoseNet) -> None:
     assert rows == [[waving, UNKNOWN], [waving, PAD], [UNKNOWN, PAD]]
 
 
-@pytest.mark.parametrize("action", ["squatting", "jumping", "waving", "walking", "clapping"])
+@pytest.mark.parametrize("action", ["squatting", "jumping", "waving", "walking", "turning"])
 def test_poses_show_the_action_that_the_prompt_names(net: TextToPoseNet, action: str) -> None:
     """By the judge of actions, which knows nothing of this network; most of twelve seeds."""
-    prompt = f"a person in a red shirt and blue trousers is {action} on the beach"
+    words = {"turning": "turning the head"}.get(action, action)
+    prompt = f"a person in a red shirt and blue trousers is {words} on the beach"
     clips = np.stack([make_poses(net, prompt, num_frames=12, fps=8.0, seed=n) for n in range(12)])
     points = torch.from_numpy(clips)
     found = load_action_net()(joint_features(points[..., :2], points[..., 2])).argmax(dim=-1)
-    assert (found == ACTIONS.index(action)).sum() >= 7
+    assert (found == ACTIONS.index(action)).sum() >= 10
 
 
 def test_a_shorter_clip_is_the_beginning_of_a_longer_one(net: TextToPoseNet) -> None:
@@ -67,8 +68,8 @@ def test_a_long_clip_moves_on_without_jumps_and_stays_where_it_is(net: TextToPos
     wrists = [JOINTS.index("right_wrist"), JOINTS.index("left_wrist")]
     steps_T = np.abs(np.diff(points_TK3[:, wrists, :2], axis=0)).max(axis=(1, 2))
     joins = np.arange(32, 399, 20) - 1  # from the last frame of a window to the first of the next
-    assert steps_T[joins].mean() < 1.5 * steps_T.mean()
-    assert steps_T[200:].mean() > 0.3 * steps_T[:200].mean()
+    assert steps_T[joins].mean() < 1.2 * steps_T.mean()
+    assert steps_T[200:].mean() > 0.7 * steps_T[:200].mean()
 
 
 def test_another_rate_shows_the_same_motion(net: TextToPoseNet) -> None:
