@@ -119,8 +119,10 @@ def _run(
     requests, failures = resolve_rows(
         writable, chosen.profile, raw.base_uri, find_profile=chosen.find_profile
     )
-    for problem in [*unwritable, *(failure.message for failure in failures)]:
-        teller.say(problem)
+    for problem in unwritable:
+        teller.say(f"left out of the new manifest: {problem}")
+    for failure in failures:
+        teller.say(failure.message)
     plan = plan_poses(writable, requests, settings)
     store = Store(output)
     target = store.uri_of(MANIFEST)

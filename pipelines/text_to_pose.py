@@ -89,7 +89,9 @@ def plan_poses(
     Returns:
         The plan; bad rows have no part in it.
     """
-    raw = {row.get("request_id"): row for row in rows}
+    raw: dict[Any, Mapping[str, Any]] = {}
+    for row in rows:
+        raw.setdefault(row.get("request_id"), row)  # of equal names the first is the good row
     tasks, left = {}, {}
     for request in requests:
         reason = _reason_to_stay(raw[request.request_id], request, settings)

@@ -154,12 +154,16 @@ def prepare_run(run: RunConfig, worker: Worker | None = None) -> PreparedRun:
     return _prepare_diffusion(run, run.stage, worker)
 
 
-def _prepare_vae(run: RunConfig, stage: VaeStage, worker: Worker) -> PreparedRun:
+def _refuse_renew(run: RunConfig) -> None:
     if run.renew:
         raise ConfigError(
-            f"stage {stage.name} has one network, which starts anew without --init; leave "
+            f"stage {run.stage.name} has one network, which starts anew without --init; leave "
             "run.renew out"
         )
+
+
+def _prepare_vae(run: RunConfig, stage: VaeStage, worker: Worker) -> PreparedRun:
+    _refuse_renew(run)
     if run.init is not None:
         with local_folder(run.init) as folder:
             vae = load_vae(folder)
@@ -265,6 +269,7 @@ def _prepare_vision(run: RunConfig, stage: VisionStage, worker: Worker) -> Prepa
 
 
 def _prepare_poses(run: RunConfig, stage: PoseStage, worker: Worker) -> PreparedRun:
+    _refuse_renew(run)
     if run.init is None:
         sizes = {name: getattr(stage, name) for name in _POSE_SIZES}
         net = TextToPoseNet(drawn_words_config(**sizes))

@@ -60,6 +60,13 @@ def test_rows_that_say_nothing_or_bring_their_own_stay_as_they_are(settings: Pos
     assert found.tasks["jumps"].seed == 3
 
 
+def test_of_rows_with_one_name_the_first_counts(settings: PoseSettings) -> None:
+    rows = [ROWS[0], {**ROWS[0], "video": "clip.mp4"}]
+    requests, failures = resolve_rows(rows, get_profile("mini"), "/data")
+    assert len(failures) == 1
+    assert set(plan_poses(rows, requests, settings).tasks) == {"waves"}
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("num_steps", 3), ("guidance", 2.0), ("digest", "sha256:other")],

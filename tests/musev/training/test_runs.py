@@ -271,8 +271,9 @@ def test_stages_that_need_a_start_say_so(name: str, tmp_path: Path) -> None:
         prepare_run(RunConfig(stage=get_stage(name), out=str(tmp_path)))
 
 
-def test_a_vae_has_no_parts_to_renew(tmp_path: Path) -> None:
-    run = RunConfig(stage=get_stage("mini-vae"), out=str(tmp_path), renew=("vae",))
+@pytest.mark.parametrize("name", ["mini-vae", "text-to-pose"])
+def test_one_network_has_no_parts_to_renew(name: str, tmp_path: Path) -> None:
+    run = RunConfig(stage=get_stage(name), out=str(tmp_path), renew=("vae",))
     with pytest.raises(ConfigError, match="leave run"):
         prepare_run(run)
 
