@@ -15,7 +15,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,7 +34,6 @@ from jobs._cli import (
 )
 from jobs._console import INTERRUPTED, Teller, disconnect, terminate_as_interrupt
 from musev.errors import ConfigError
-from musev.quality.drawn import DrawnClip
 from musev.weight_parts import controlnet_names, digest_weights
 from pipelines.evaluate import EvaluationGraph, EvaluationPlan, plan_evaluation, run_evaluation
 from pipelines.evaluation_page import PAGE
@@ -113,10 +112,8 @@ def evaluate(
             status = _run(Ledger(output), asked, json_file)
         else:
             place = output or f"out/evaluation-{profile}"
-            clips = plan_held_out(requests, seed)
-            facts = {"seed": seed, "requests": requests, "text_to_pose": posed}
-            job = _Job(Ledger(place), profile, tuple(changes or ()), asked)
-            status = _run_held_out(job, clips, facts, json_file)
+            job = _Job(Ledger(place), profile, tuple(changes or ()), asked, posed)
+            status = _run_held_out(job, requests, seed, json_file)
     raise typer.Exit(status)
 
 
@@ -141,6 +138,8 @@ class _Job:
     profile_name: str
     changes: tuple[str, ...]
     workers: WorkerRange | None
+    posed: bool
+    """Whether requests of text alone are given poses first."""
 
     def run(self, name: str, manifest: str, output: str) -> int:
         """An ordinary job in a process of its own; what is done already it leaves alone."""
@@ -154,13 +153,11 @@ class _Job:
             return INTERRUPTED
 
 
-def _run_held_out(
-    job: _Job, asked: Sequence[DrawnClip], facts: Mapping[str, Any], json_file: Path | None
-) -> int:
+def _run_held_out(job: _Job, num_requests: int, seed: int, json_file: Path | None) -> int:
     profile = load_settings(job.profile_name, job.changes).profile
     digests = digest_weights(profile.weights)
     skipped = unusable_kinds(digests, controlnet_names(profile.weights))
-    clips = [c for c in asked if c.kind not in skipped]
+    clips = [c for c in plan_held_out(num_requests, seed) if c.kind not in skipped]
     if not clips:
         raise ConfigError(f"these weights can render none of the requests: {skipped}")
     teller = Teller(sys.stderr)
@@ -171,14 +168,16 @@ def _run_held_out(
     columns = portrait_columns_of(digests)
     rows = write_inputs(ledger.store, clips, profile, portrait_columns=columns)
     write_manifest(rows, ledger.store.uri_of(_MANIFEST))
-    status = _render(job, posed=facts["text_to_pose"])
+    status = _render(job)
     if status not in (OK, ROWS_FAILED):
         return status
     statuses = read_statuses(ledger.store, RESULTS)
-    known = {
+    facts = {
         "profile": job.profile_name,
         "changes": list(job.changes),
-        **facts,
+        "seed": seed,
+        "requests": num_requests,
+        "text_to_pose": job.posed,
         "rendered": sum(value == "committed" for value in statuses.values()),
         "failed": sum(value != "committed" for value in statuses.values()),
         "model_digests": digests,
@@ -190,16 +189,16 @@ def _run_held_out(
         json_file,
         only={name for name, value in statuses.items() if value == "committed"},
         skipped=skipped,
-        facts=known,
+        facts=facts,
     )
     return judged or status
 
 
-def _render(job: _Job, *, posed: bool) -> int:
-    """Render the manifest of held-out requests, given poses first if they are to be posed."""
+def _render(job: _Job) -> int:
+    """Render the manifest of held-out requests."""
     store = job.ledger.store
     manifest = store.uri_of(_MANIFEST)
-    if posed:
+    if job.posed:
         folder = store.uri_of(f"{INPUTS}/poses")
         status = job.run("text_to_pose", manifest, folder)
         if status != OK:

@@ -109,7 +109,7 @@ def _reason_to_stay(
     if own:
         return f"has {' and '.join(own)} of its own"
     if not settings.telling & set(words_of(request.prompt)):
-        return "its prompt names no action that the network has learnt"
+        return "has a prompt that names no action the network has learnt"
     return None
 
 
