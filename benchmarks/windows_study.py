@@ -139,6 +139,7 @@ class Study:
         self._scratch = scratch
         self._free = free
         self._drawn: tuple[int, Any] = (-1, None)
+        self._memo = EstimateMemo()
 
     def measure(self, point: Point) -> dict[str, Any]:
         """Render and judge one point.
@@ -148,8 +149,8 @@ class Study:
 
         Returns:
             The point's facts, ``weights``, ``work`` (frames that pass the network for each frame
-            and step), ``seconds``, ``load``, and the scores of :data:`SCORES` and
-            :data:`MORE_SCORES`, NaN where a judge cannot say.
+            and step), ``seconds`` (less where windows were known from the point before), ``load``,
+            and the scores of :data:`SCORES` and :data:`MORE_SCORES`, NaN where a judge cannot say.
         """
         started = time.perf_counter()
         frames_TYXC = self.render(point)
@@ -228,11 +229,14 @@ class Study:
         """
         import torch
 
+        from musev.clip_front import open_front
         from musev.conditions import ClipMedia, encode_conditions
         from musev.config import GuidanceConfig
         from musev.control.clip_control import open_control
+        from musev.denoise.loop import drive_front
         from musev.models.vae import decode_latents
-        from musev.render import denoise_request
+        from musev.render import facts_of, make_denoiser
+        from musev.window_denoiser import join_frames
 
         clip = self._draw(point.clip)
         sampling = dataclasses.replace(
@@ -246,7 +250,10 @@ class Study:
         media = ClipMedia(condition_image=clip.frames_TYXC[:1], video=video)
         with torch.inference_mode(), open_control(self._bundle, request, media.video) as control:
             conditions = encode_conditions(self._bundle, request, media, control)
-            latents_BCTHW = denoise_request(self._bundle, request, conditions, control)
+            denoiser = make_denoiser(self._bundle, request, conditions, control)
+            front = open_front(request, facts_of(self._bundle, request, conditions))
+            known = self._memo.over(denoiser, (point.clip, point.seed, point.num_steps))
+            latents_BCTHW = join_frames(conditions, drive_front(front, known))
             return np.asarray(decode_latents(self._bundle.vae, latents_BCTHW)[0])
 
     def _request(self, prompt: str, sampling: Any, seed: int) -> Any:
@@ -286,6 +293,36 @@ class Study:
             write_segment(video, clip.control_TYXC, fps=self._profile.fps)
             self._drawn = (number, clip)
         return self._drawn[1]
+
+
+class EstimateMemo:
+    """Estimates of windows, kept while clip, seed and number of steps stay the same.
+
+    What a network says of a window depends on nothing but its frames, the step and the latents that
+    come in. Variants of one clip share many: all begin with the same noise, the original's layout
+    differs from ``musev`` at the end only, and settling steps go on from the same rotating ones.
+    """
+
+    def __init__(self) -> None:
+        self._clip: tuple[int, ...] = ()
+        self._estimates: dict[tuple[Any, ...], Any] = {}
+        self.computed = 0
+        """Windows that were computed, not remembered."""
+
+    def over(self, denoiser: Any, clip: tuple[int, ...]) -> Any:
+        """A denoiser that asks ``denoiser`` for what is not known of ``clip``; forgets others."""
+        if clip != self._clip:
+            self._clip, self._estimates = clip, {}
+
+        def estimate(noisy_BCFHW: Any, timestep: float, window: tuple[int, ...]) -> Any:
+            digest = hashlib.sha256(noisy_BCFHW.numpy().tobytes()).digest()
+            key = (window, timestep, digest)
+            if key not in self._estimates:
+                self._estimates[key] = denoiser(noisy_BCFHW, timestep, window)
+                self.computed += 1
+            return self._estimates[key]
+
+        return estimate
 
 
 def interval(values_by_clip: Sequence[Sequence[float]], *, rounds: int = 2000) -> tuple[float, ...]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
@@ -63,6 +65,22 @@ def terminate_as_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def run_command(command: Sequence[str], folder: Path) -> int:
+    """Run another job as a user would, in a process of its own that shares the terminal.
+
+    Args:
+        command: Program and arguments.
+        folder: Where it runs.
+
+    Returns:
+        Its exit status; that of an interrupted run if Ctrl-C ended it.
+    """
+    try:
+        return subprocess.run(command, cwd=folder, check=False).returncode
+    except KeyboardInterrupt:  # the job got the signal too and has ended by now
+        return INTERRUPTED
 
 
 def disconnect() -> None:

@@ -8,7 +8,6 @@ come from ``../shared/media`` where that folder is there, and are drawn otherwis
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jobs._console import run_command
 from musev.config import EncoderConfig, Profile
 from musev.registry import get_profile
 from pipelines.manifest import write_manifest
@@ -23,7 +23,7 @@ from pipelines.manifest import write_manifest
 ROOT = Path(__file__).resolve().parents[1]
 PORTRAITS = ROOT.parent / "shared" / "media"
 OUTPUT = Path("out") / "demo"
-MEDIA, POSES = "media", "poses"
+MEDIA = "media"
 PROFILE = "mini"
 NUM_WORKERS = 2
 LONG_FRAMES = 120
@@ -177,7 +177,7 @@ def find_portraits(folder: Path, *, drawn_into: Path) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Build the manifest, run the jobs on it as a user would, and say where everything is.
+    """Build the manifest, run the job on it as a user would, and say where everything is.
 
     Rows of words, or of words and a portrait, are given poses first; the others bring what they
     follow, or begin with a picture.
@@ -186,7 +186,7 @@ def main(argv: list[str] | None = None) -> int:
         argv: Command line; None for the process's own.
 
     Returns:
-        Exit status of the last job.
+        Exit status of the job.
     """
     parser = argparse.ArgumentParser(prog="python -m jobs.demo", description=__doc__)
     parser.add_argument("--output", type=Path, default=OUTPUT, help="folder for everything")
@@ -202,23 +202,13 @@ def main(argv: list[str] | None = None) -> int:
     requests = build_requests(draw_cast(output, profile), portraits[0])
     write_manifest(requests, str(manifest))
     say(f"{len(requests)} requests; drawn people in {output / MEDIA}, portrait {portraits[0]}")
-    status = 0
-    for job, source, target in (
-        ("text_to_pose", manifest, output / POSES),
-        ("text_to_video", output / POSES / manifest.name, output),
-    ):
-        command = [
-            *(sys.executable, "-m", f"jobs.{job}"),
-            *("--manifest", str(source), "--output", str(target), "--profile", PROFILE),
-            *("--workers", str(NUM_WORKERS)),
-        ]
-        say("$ python " + " ".join(command[1:]))
-        try:
-            status = subprocess.run(command, cwd=ROOT, check=False).returncode
-        except KeyboardInterrupt:  # the job got the signal too and has ended by now
-            return 130
-        if status:
-            break
+    command = [
+        *(sys.executable, "-m", "jobs.text_to_video", "--text-to-pose"),
+        *("--manifest", str(manifest), "--output", str(output)),
+        *("--profile", PROFILE, "--workers", str(NUM_WORKERS)),
+    ]
+    say("$ python " + " ".join(command[1:]))
+    status = run_command(command, ROOT)
     say("")
     say(f"videos         {output / 'videos'}")
     say(f"results table  {output / 'results.parquet'}")

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -32,7 +31,13 @@ from jobs._cli import (
     load_settings,
     run_app,
 )
-from jobs._console import INTERRUPTED, Teller, disconnect, terminate_as_interrupt
+from jobs._console import (
+    INTERRUPTED,
+    Teller,
+    disconnect,
+    run_command,
+    terminate_as_interrupt,
+)
 from musev.errors import ConfigError
 from musev.weight_parts import controlnet_names, digest_weights
 from pipelines.evaluate import EvaluationGraph, EvaluationPlan, plan_evaluation, run_evaluation
@@ -141,16 +146,14 @@ class _Job:
     posed: bool
     """Whether requests of text alone are given poses first."""
 
-    def run(self, name: str, manifest: str, output: str) -> int:
-        """An ordinary job in a process of its own; what is done already it leaves alone."""
-        command = [sys.executable, "-m", f"jobs.{name}", "--profile", self.profile_name]
-        command += ["--manifest", manifest, "--output", output]
+    def render(self, manifest: str) -> int:
+        """Render through the ordinary job, in a process of its own; what is done stays."""
+        command = [sys.executable, "-m", "jobs.text_to_video", "--profile", self.profile_name]
+        command += ["--manifest", manifest, "--output", self.ledger.out_uri]
         command += [word for change in self.changes for word in ("--set", change)]
         command += [] if self.workers is None else ["--workers", str(self.workers)]
-        try:
-            return subprocess.run(command, cwd=Path.cwd(), check=False).returncode
-        except KeyboardInterrupt:  # the job got the signal too and has ended by now
-            return INTERRUPTED
+        command += ["--text-to-pose"] if self.posed else []
+        return run_command(command, Path.cwd())
 
 
 def _run_held_out(job: _Job, num_requests: int, seed: int, json_file: Path | None) -> int:
@@ -168,7 +171,7 @@ def _run_held_out(job: _Job, num_requests: int, seed: int, json_file: Path | Non
     columns = portrait_columns_of(digests)
     rows = write_inputs(ledger.store, clips, profile, portrait_columns=columns)
     write_manifest(rows, ledger.store.uri_of(_MANIFEST))
-    status = _render(job)
+    status = job.render(ledger.store.uri_of(_MANIFEST))
     if status not in (OK, ROWS_FAILED):
         return status
     statuses = read_statuses(ledger.store, RESULTS)
@@ -192,19 +195,6 @@ def _run_held_out(job: _Job, num_requests: int, seed: int, json_file: Path | Non
         facts=facts,
     )
     return judged or status
-
-
-def _render(job: _Job) -> int:
-    """Render the manifest of held-out requests."""
-    store = job.ledger.store
-    manifest = store.uri_of(_MANIFEST)
-    if job.posed:
-        folder = store.uri_of(f"{INPUTS}/poses")
-        status = job.run("text_to_pose", manifest, folder)
-        if status != OK:
-            return status
-        manifest = f"{folder}/manifest.parquet"
-    return job.run("text_to_video", manifest, job.ledger.out_uri)
 
 
 def _run(

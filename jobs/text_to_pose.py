@@ -7,6 +7,9 @@ A small network makes the joints of a moving body from the words; the new manife
 ``keypoints``, and the videos follow them through the pose ControlNet. Rows that bring a video,
 keypoints, a control or a condition image of their own stay as they are, and so do those whose
 prompt names no action that the network has learnt.
+
+``jobs.text_to_video --text-to-pose`` does both at once; this job is for other networks, and for
+poses that are to be looked at, or changed, before anything is rendered.
 """
 
 from __future__ import annotations
@@ -14,8 +17,6 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections import Counter
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -28,29 +29,25 @@ from jobs._cli import (
     ManifestOption,
     ProfileOption,
     SetOption,
-    Settings,
     errors_as_status,
     load_settings,
     run_app,
 )
 from jobs._console import INTERRUPTED, Teller, disconnect, terminate_as_interrupt
-from musev.errors import ManifestError
-from musev.text_to_pose_config import GUIDANCE, NUM_STEPS, read_text_to_pose_config
-from musev.weight_parts import digest_text_to_pose, text_to_pose_folder
+from jobs._poses import SHIPPED, give_poses, make, read_pose_settings
+from musev.text_to_pose_config import GUIDANCE, NUM_STEPS
 from pipelines.manifest import (
-    RawManifest,
     folder_of,
     read_manifest,
     resolve_rows,
     split_writable,
     write_manifest,
 )
-from pipelines.resources import connect, measure_cluster, parse_workers, plan_shard_workers
+from pipelines.resources import parse_workers
 from pipelines.storage import Store
-from pipelines.text_to_pose import PosePlan, PoseSettings, make_poses, plan_poses, posed_rows
+from pipelines.text_to_pose import PoseSettings, posed_rows
 
 MANIFEST = "manifest.parquet"
-SHIPPED = "package:drawn-poses"
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -79,14 +76,7 @@ def text_to_pose(
 ) -> None:
     """Give the prompts of a manifest poses to follow."""
     with errors_as_status():
-        folder = text_to_pose_folder(weights)
-        settings = PoseSettings(
-            weights=weights,
-            telling=_telling(folder),
-            digest=digest_text_to_pose(folder),
-            num_steps=num_steps,
-            guidance=guidance,
-        )
+        settings = read_pose_settings(weights, num_steps=num_steps, guidance=guidance)
         status = _run(manifest, output, profile, tuple(changes or ()), settings, workers)
     raise typer.Exit(status)
 
@@ -113,7 +103,7 @@ def _run(
     workers: str | None,
 ) -> int:
     started, teller = time.monotonic(), Teller(sys.stderr)
-    chosen = load_settings(profile_name, changes)
+    asked, chosen = parse_workers(workers), load_settings(profile_name, changes)
     raw = read_manifest(manifest)
     writable, unwritable = split_writable(raw.rows)
     requests, failures = resolve_rows(
@@ -123,74 +113,29 @@ def _run(
         teller.say(f"left out of the new manifest: {problem}")
     for failure in failures:
         teller.say(failure.message)
-    plan = plan_poses(writable, requests, settings)
-    store = Store(output)
-    target = store.uri_of(MANIFEST)
-    rows = posed_rows(
-        writable, plan, {}, store=store, old_base=raw.base_uri, new_base=folder_of(target)
+    poses = give_poses(
+        writable, requests, settings, Store(output), chosen=chosen, base_uri=raw.base_uri
     )
-    _check_followed(rows, plan, chosen, raw)
     try:
         with terminate_as_interrupt():
-            failed = _make(store, plan, settings, workers, teller)
+            failed = make(poses, asked, teller)
     except KeyboardInterrupt:
         teller.say("interrupted; poses that are there stay, run the same command again to go on")
         return INTERRUPTED
     finally:
         disconnect()
-    for reason, count in Counter(failed.values()).items():
-        teller.say(f"{count} files of poses could not be made: {reason}")
-    if failed:
-        rows = posed_rows(
-            writable, plan, failed, store=store, old_base=raw.base_uri, new_base=folder_of(target)
-        )
+    target = poses.store.uri_of(MANIFEST)
+    bases = {"old_base": raw.base_uri, "new_base": folder_of(target)}
+    rows = posed_rows(writable, poses.plan, failed, store=poses.store, **bases)
     write_manifest(rows, target)
-    posed = sum(task.path not in failed for task in plan.tasks.values())
-    typer.echo(
-        f"poses          {posed} of {len(raw.rows)} rows, {time.monotonic() - started:.0f} s"
-    )
-    for reason, count in Counter(plan.left.values()).most_common():
-        typer.echo(f"as they were   {count}, because the row {reason}")
+    for line in poses.lines(len(raw.rows), failed):
+        typer.echo(line)
+    typer.echo(f"in             {time.monotonic() - started:.0f} s")
     typer.echo(f"manifest       {target}")
     told = ["musev", "text-to-video", "--manifest", target, "--profile", profile_name]
     told += [word for change in changes for word in ("--set", change)]
     typer.echo(f"next           {shlex.join(told)} --output OUT")
     return ROWS_FAILED if failed or failures or unwritable else OK
-
-
-def _telling(folder: Path) -> frozenset[str]:
-    """Words that tell what is done; all that are known where none are marked."""
-    config = read_text_to_pose_config(folder)
-    return frozenset(config.telling or config.words)
-
-
-def _check_followed(
-    rows: list[dict[str, object]], plan: PosePlan, chosen: Settings, raw: RawManifest
-) -> None:
-    """Refuse a run whose poses nothing would follow, before any is made."""
-    posed = [row for row in rows if row.get("request_id") in plan.tasks]
-    _, refused = resolve_rows(posed, chosen.profile, raw.base_uri, find_profile=chosen.find_profile)
-    if refused:
-        raise ManifestError(
-            f"{len(refused)} rows could not follow poses, the first: {refused[0].message}"
-        )
-
-
-def _make(
-    store: Store, plan: PosePlan, settings: PoseSettings, workers: str | None, teller: Teller
-) -> dict[str, str]:
-    if not plan.tasks:
-        return {}
-    asked = parse_workers(workers)
-    connect()
-    shape = measure_cluster()
-    most = min(plan_shard_workers(shape, asked, networks=False).most, len(plan.tasks))
-
-    def on_row(done: int, total: int) -> None:
-        if teller.wants_progress(last=done == total):
-            teller.progress(f"{done} of {total} files of poses", last=done == total)
-
-    return make_poses(store, plan, settings, shape=shape, num_workers=most, on_row=on_row)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
     python -m jobs.text_to_video --manifest requests.parquet --output s3://bucket/run
 
-Run the same command again after any interruption: committed rows are never rendered again.
+Run the same command again after any interruption: committed rows are never rendered again. With
+``--text-to-pose`` prompts that nothing else leads are turned into poses first, which their videos
+follow.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -34,6 +36,7 @@ from jobs._cli import (
     run_app,
 )
 from jobs._console import INTERRUPTED, Teller, disconnect, terminate_as_interrupt
+from jobs._poses import Poses, give_poses, make, read_pose_settings
 from musev.config import ClipRequest, to_plain
 from musev.errors import ManifestError, RequestError
 from musev.licences import check_licences, licence_of, licences_of
@@ -61,6 +64,7 @@ from pipelines.resources import (
     plan_workers,
 )
 from pipelines.rows import RowFailure
+from pipelines.text_to_pose import pose_failures
 from pipelines.text_to_video import (
     Graph,
     OnTick,
@@ -86,6 +90,10 @@ class Job:
     refused: Sequence[RowFailure]
     graph: Graph
     retry_failed: bool
+    poses: Poses | None = None
+    """To be made before anything is rendered."""
+    posed: Sequence[ClipRequest] = ()
+    """The requests that follow them, and all others as they are."""
 
     def check_licences(self, required: str | None) -> None:
         """Refuse weights, of the run or of a row, without the licence that is required."""
@@ -104,10 +112,25 @@ def text_to_video(
     dry_run: DryRunOption = False,
     retry_failed: RetryOption = False,
     require_licence: LicenceOption = None,
+    text_to_pose: Annotated[
+        bool,
+        typer.Option(
+            "--text-to-pose",
+            help="Make poses from prompts first where a row brings nothing to follow, as "
+            "jobs.text_to_pose does.",
+        ),
+    ] = False,
 ) -> None:
     """Render a manifest of prompts and reference images to videos on storage."""
     with errors_as_status():
-        job = prepare(manifest, output, profile, changes or (), retry_failed=retry_failed)
+        job = prepare(
+            manifest,
+            output,
+            profile,
+            changes or (),
+            retry_failed=retry_failed,
+            text_to_pose=text_to_pose,
+        )
         status = run(job, workers, dry_run=dry_run, require_licence=require_licence)
     raise typer.Exit(status)
 
@@ -133,6 +156,7 @@ def prepare(
     *,
     retry_failed: bool = False,
     require: Callable[[ClipRequest], RequestError | None] = lambda _request: None,
+    text_to_pose: bool = False,
 ) -> Job:
     """Read a manifest and get everything ready that needs neither Ray nor torch.
 
@@ -143,12 +167,14 @@ def prepare(
         changes: ``KEY=VALUE`` of ``--set``.
         retry_failed: Try rows again that failed in an earlier run.
         require: What a row must have; the error refuses it.
+        text_to_pose: Whether prompts that nothing else leads are given poses.
 
     Returns:
         The job.
 
     Raises:
-        ManifestError: If the manifest cannot be read or has no rows.
+        ManifestError: If the manifest cannot be read or has no rows, or its rows could not follow
+            poses.
     """
     settings = load_settings(profile, changes)
     raw = read_manifest(manifest)
@@ -162,13 +188,26 @@ def prepare(
     requests = [request for request in requests if request.request_id not in left_out]
     refused = [*refused, *misplaced]
     ledger = Ledger(output)
+    poses, posed = None, requests
+    if text_to_pose:
+        poses = give_poses(
+            raw.rows,
+            requests,
+            read_pose_settings(),
+            ledger.store,
+            chosen=settings,
+            base_uri=raw.base_uri,
+        )
+        posed, _ = resolve_rows(
+            poses.rows, settings.profile, raw.base_uri, find_profile=settings.find_profile
+        )
     graph = Graph(
         profile=settings.profile,
         ledger=ledger,
         cache=MediaCache(run_id=ledger.run_id),
         model_digests=digest_weights(settings.profile.weights),
         licences=licences_of(settings.profile.weights),
-        detectors=describe_detectors(requests, settings.profile.control),
+        detectors=describe_detectors(posed, settings.profile.control),
     )
     return Job(
         manifest=manifest,
@@ -176,6 +215,8 @@ def prepare(
         refused=refused,
         graph=graph,
         retry_failed=retry_failed,
+        poses=poses,
+        posed=posed,
     )
 
 
@@ -246,6 +287,8 @@ def _show_plan(job: Job) -> int:
     typer.echo(f"manifest       {job.manifest}")
     typer.echo(f"output         {ledger.out_uri}")
     typer.echo(f"profile        {job.graph.profile.name}")
+    for line in job.poses.lines(len(job.poses.rows), {}) if job.poses else ():
+        typer.echo(line)
     for line in plan.lines():
         typer.echo(line)
     return ROWS_FAILED if plan.problems or plan.failed_before else OK
@@ -283,6 +326,7 @@ def _render(
     graph = dataclasses.replace(
         job.graph, shape=shape, num_workers=found.most, least_workers=found.least
     )
+    requests, refused = _with_poses(job, workers, teller)
     teller.say("checking the rows and their media")
     forecast = _Forecast(graph)
 
@@ -297,8 +341,8 @@ def _render(
 
     records = run_text_to_video(
         graph,
-        job.requests,
-        job.refused,
+        requests,
+        refused,
         retry_failed=job.retry_failed,
         on_plan=on_plan,
         on_maps=on_maps,
@@ -308,12 +352,31 @@ def _render(
     summary = write_report(
         ledger,
         records,
-        settings={"manifest": job.manifest, "profile": to_plain(graph.profile)},
+        settings={
+            "manifest": job.manifest,
+            "text_to_pose": job.poses.settings.weights if job.poses else None,
+            "profile": to_plain(graph.profile),
+        },
         wall_s=wall_s,
     )
     for line in forecast.compare(_new(ledger, records), summary, wall_s):
         typer.echo(line)
     return records, summary
+
+
+def _with_poses(
+    job: Job, workers: WorkerRange | None, teller: Teller
+) -> tuple[Sequence[ClipRequest], Sequence[RowFailure]]:
+    """Make the poses that rows are to follow; rows that get none for an error are refused."""
+    if job.poses is None:
+        return job.requests, job.refused
+    failed = make(job.poses, workers, teller)
+    for line in job.poses.lines(len(job.poses.rows), failed):
+        teller.say(line)
+    without = pose_failures(job.poses.rows, job.poses.plan, failed)
+    left_out = {failure.request_id for failure in without}
+    requests = [request for request in job.posed if request.request_id not in left_out]
+    return requests, [*job.refused, *without]
 
 
 class _Forecast:

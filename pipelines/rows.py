@@ -184,6 +184,10 @@ class BadCell:
     reason: str
 
 
+TEXT_TO_POSE = "text_to_pose"
+"""Stage of a row that fails because its poses could not be made."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RowFailure:
     """A manifest row that cannot be rendered, and what to do about it.

@@ -21,7 +21,7 @@ from pipelines.manifest import rebase_media
 from pipelines.outcomes import READY, Row
 from pipelines.resources import ClusterShape, apply_stage, one_row_a_block, shard_args
 from pipelines.rounds import stream_patiently
-from pipelines.rows import canonical_json
+from pipelines.rows import TEXT_TO_POSE, RowFailure, canonical_json
 from pipelines.stages.write_poses import WritePoses
 from pipelines.storage import Store
 
@@ -221,3 +221,33 @@ def posed_rows(
             moved["num_frames"] = task.num_frames
         found.append(moved)
     return found
+
+
+def pose_failures(
+    rows: Iterable[Mapping[str, Any]], plan: PosePlan, failed: Mapping[str, str]
+) -> list[RowFailure]:
+    """Refuse rows whose poses could not be made: without, they would be other videos.
+
+    Args:
+        rows: As they were read.
+        plan: Which have poses.
+        failed: Path to reason, of files that could not be made.
+
+    Returns:
+        One failure a row.
+    """
+    found: dict[str, RowFailure] = {}
+    for number, row in enumerate(rows, start=1):
+        task = plan.tasks.get(name := row.get("request_id", ""))
+        if task is not None and task.path in failed and name not in found:
+            found[name] = RowFailure(
+                request_id=name,
+                row=number,
+                column="prompt",
+                value=task.prompt,
+                error_class="RequestError",
+                message=f"row {number} ({name!r}), column 'prompt': no poses could be made of it: "
+                f"{failed[task.path]}. Run the job again, or without --text-to-pose.",
+                stage=TEXT_TO_POSE,
+            )
+    return list(found.values())

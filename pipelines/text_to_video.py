@@ -51,7 +51,13 @@ from pipelines.resources import (
     worker_resources,
 )
 from pipelines.rounds import SILENCE_S, Rounds, WorkersFailError, run_rounds
-from pipelines.rows import RowFailure, request_columns, request_from_json, request_to_json
+from pipelines.rows import (
+    TEXT_TO_POSE,
+    RowFailure,
+    request_columns,
+    request_from_json,
+    request_to_json,
+)
 from pipelines.stages.control import MapSetup, OpenDetector, open_real_detector
 from pipelines.stages.load_inputs import STAGE as LOAD_INPUTS
 from pipelines.stages.load_inputs import load_inputs
@@ -213,7 +219,7 @@ def _record_bad_rows(ledger: Ledger, plan: RunPlan, failures: Mapping[str, Recor
     names = {request.request_id for request in plan.requests}
     names |= {failure.request_id for failure in plan.refused}
     for sample, record in failures.items():
-        before_render = record.get("error_stage") in (MANIFEST, LOAD_INPUTS)
+        before_render = record.get("error_stage") in (MANIFEST, TEXT_TO_POSE, LOAD_INPUTS)
         if before_render and sample not in bad_now and record.get("request_id") in names:
             ledger.clear_failure(sample)
 

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.windows_study import (
     SCORES,
+    EstimateMemo,
     interval,
     main,
     markdown,
@@ -56,6 +58,29 @@ def test_what_no_judge_could_say_counts_for_nothing() -> None:
     assert found[TWO[0]]["seam_ratio"] == (1.0, 1.0, 1.0)
     assert all(map(np.isnan, found[TWO[1]]["seam_ratio_difference"]))
     assert found[TWO[1]]["psnr_difference"] == (0.0, 0.0, 0.0)
+
+
+def test_a_window_is_computed_once_a_clip_and_again_where_anything_differs() -> None:
+    asked: list[tuple[float, tuple[int, ...]]] = []
+
+    def denoiser(noisy: torch.Tensor, timestep: float, window: tuple[int, ...]) -> torch.Tensor:
+        asked.append((timestep, window))
+        return noisy + timestep
+
+    memo, noise = EstimateMemo(), torch.randn(1, 4, 2, 3, 3)
+    clip = memo.over(denoiser, (0, 0, 10))
+    for _ in range(2):
+        assert torch.equal(clip(noise.clone(), 5.0, (0, 1)), noise + 5)
+    assert len(asked) == 1
+    clip(noise, 4.0, (0, 1))
+    clip(noise, 5.0, (1, 2))
+    clip(noise + 1e-6, 5.0, (0, 1))
+    assert len(asked) == memo.computed == 4
+    again = memo.over(denoiser, (0, 0, 10))
+    again(noise, 5.0, (0, 1))
+    assert len(asked) == 4, "another variant of the same clip"
+    memo.over(denoiser, (0, 1, 10))(noise, 5.0, (0, 1))
+    assert len(asked) == 5, "another seed, so other conditions"
 
 
 def test_the_interval_is_over_clips_not_over_seeds() -> None:

@@ -3,11 +3,15 @@ from __future__ import annotations
 import io
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 
 import pytest
 
-from jobs._console import Teller, terminate_as_interrupt
+from jobs._console import INTERRUPTED, Teller, run_command, terminate_as_interrupt
 
 
 class Terminal(io.StringIO):
@@ -58,3 +62,24 @@ def test_in_another_thread_signals_are_left_alone() -> None:
     thread.start()
     thread.join()
     assert seen == [before]
+
+
+def test_a_command_runs_where_it_should_and_its_status_is_told(tmp_path: Path) -> None:
+    code = "import os, sys; sys.exit(int(os.path.basename(os.getcwd())))"
+    (tmp_path / "7").mkdir()
+    assert run_command([sys.executable, "-c", code], tmp_path / "7") == 7
+
+
+def test_ctrl_c_ends_the_command_and_the_one_that_started_it(tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    sleeps = f"import pathlib, time; pathlib.Path({str(begun)!r}).touch(); time.sleep(60)"
+    runs = "import sys, pathlib; from jobs._console import run_command; "
+    runs += f"sys.exit(run_command([sys.executable, '-c', {sleeps!r}], pathlib.Path.cwd()))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", runs], start_new_session=True, stderr=subprocess.DEVNULL
+    )
+    while not begun.exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # a terminal tells all of its foreground group
+    assert process.wait(30) == INTERRUPTED

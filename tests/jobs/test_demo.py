@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jobs._poses import read_pose_settings
 from jobs.demo import (
     _CAST,
     _CAST_SEED,
@@ -17,18 +18,15 @@ from jobs.demo import (
     draw_cast,
     find_portraits,
 )
-from jobs.text_to_pose import SHIPPED
 from musev.media import fit_image, read_image, read_video
 from musev.registry import get_profile
 from musev.settings import replace_setting
 from musev.synthetic.clips import draw_clip
-from musev.text_to_pose_config import read_text_to_pose_config
-from musev.weight_parts import digest_text_to_pose, text_to_pose_folder
 from pipelines.manifest import read_manifest, resolve_rows, write_manifest
 from pipelines.media_cache import MediaCache
 from pipelines.rows import request_from_json, request_to_json
 from pipelines.stages.load_inputs import load_inputs
-from pipelines.text_to_pose import PoseSettings, plan_poses
+from pipelines.text_to_pose import plan_poses
 
 
 def test_without_a_folder_of_portraits_people_are_drawn(tmp_path: Path) -> None:
@@ -98,15 +96,7 @@ def test_every_request_of_the_demo_is_valid_and_different(
 def test_rows_of_words_alone_are_given_poses(folder: Path, cast: dict[str, Actor]) -> None:
     rows = build_requests(cast, "portrait.png")
     requests, _ = resolve_rows(rows, get_profile(PROFILE), str(folder))
-    weights = text_to_pose_folder(SHIPPED)
-    settings = PoseSettings(
-        weights=SHIPPED,
-        digest=digest_text_to_pose(weights),
-        telling=frozenset(read_text_to_pose_config(weights).telling),
-        num_steps=1,
-        guidance=1.0,
-    )
-    posed = set(plan_poses(rows, requests, settings).tasks)
+    posed = set(plan_poses(rows, requests, read_pose_settings()).tasks)
     assert posed == {"01-text", "02-text-in-a-room", "05-same-person-elsewhere"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import shutil
 import subprocess
@@ -19,10 +20,13 @@ import pytest
 import typer.main
 from PIL import Image
 
-from jobs.text_to_video import app, main
+from jobs._console import Teller
+from jobs.text_to_video import _with_poses, app, main, prepare
 from musev.media import encode_png, probe_video, write_segment
 from musev.synthetic.portraits import draw_portrait
+from pipelines.ledger import Ledger
 from pipelines.manifest import write_manifest
+from pipelines.rows import TEXT_TO_POSE, RowFailure
 from tests.job_process import run_job
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,6 +67,7 @@ def test_the_set_of_flags_changes_only_on_purpose() -> None:
         "--dry-run",
         "--retry-failed",
         "--require-licence",
+        "--text-to-pose",
     }
 
 
@@ -368,6 +373,71 @@ def test_a_short_clip_of_text_alone_is_generated_in_one_task_without_a_picture(
     assert "tasks          planned 5, done 5" in done.stdout, "one; two windows, two steps"
     counts = json.loads((tmp_path / "out" / "run.json").read_text())["conditions"]
     assert counts["condition frames"]["computed"] == 1, "only the longer one begins with a picture"
+
+
+POSED = [
+    {"request_id": "waves", "prompt": "a person is waving", "num_frames": 5},
+    {"request_id": "quiet", "prompt": "a beach", "num_frames": 4},
+]
+
+
+@pytest.mark.timeout(450)
+def test_prompts_are_given_poses_that_their_videos_follow(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, POSED)))
+    command = job(tmp_path, "rows.jsonl", "--text-to-pose", "--workers", "1")
+    dry = rendered(*command, "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    assert "poses          1 of 2 rows" in dry.stdout
+    assert not (tmp_path / "out").exists()
+
+    lost = RowFailure(
+        request_id="waves",
+        row=1,
+        column="prompt",
+        value="a person is waving",
+        error_class="RequestError",
+        message="no poses could be made of it",
+        stage=TEXT_TO_POSE,
+    )
+    ledger = Ledger(str(tmp_path / "out"))
+    ledger.fail(lost.sample_id, lost.to_record())  # an earlier run had no luck
+
+    done = rendered(*command)
+    assert done.returncode == 0, done.stderr
+    assert not ledger.failures()
+    assert "as they were   1, because the row has a prompt that names no action" in done.stderr
+    found = results(tmp_path)
+    assert set(dict(found["waves"]["media_digests"])) == {"keypoints"}
+    assert not dict(found["quiet"]["media_digests"])
+    settings = json.loads((tmp_path / "out" / "run.json").read_text())["settings"]
+    assert settings["text_to_pose"] == "package:drawn-poses"
+    (poses,) = (tmp_path / "out" / "keypoints").glob("*/*.parquet")
+    before = poses.stat().st_mtime_ns
+    assert "already there  2 rows" in rendered(*command).stdout
+    assert poses.stat().st_mtime_ns == before
+
+
+def test_a_row_whose_poses_could_not_be_made_is_refused_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without them it would be another video, and be paid for twice."""
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, POSED)))
+    found = prepare(
+        str(tmp_path / "rows.jsonl"), str(tmp_path / "out"), "mini", (), text_to_pose=True
+    )
+    assert found.poses is not None
+    lost = {found.poses.plan.tasks["waves"].path: "its worker died"}
+    monkeypatch.setattr("jobs.text_to_video.make", lambda *_: lost)
+    requests, refused = _with_poses(found, None, Teller(io.StringIO()))
+    assert [request.request_id for request in requests] == ["quiet"]
+    assert [(each.request_id, each.row, each.stage) for each in refused] == [
+        ("waves", 1, "text_to_pose")
+    ]
+    assert "its worker died" in refused[0].message
+    monkeypatch.setattr("jobs.text_to_video.make", lambda *_: {})
+    requests, refused = _with_poses(found, None, Teller(io.StringIO()))
+    assert not refused
+    assert [request.keypoints is not None for request in requests] == [True, False]
 
 
 def write_style(path: Path, seed: int) -> None:

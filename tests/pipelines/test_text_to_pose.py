@@ -14,7 +14,14 @@ from musev.text_to_pose_config import read_text_to_pose_config
 from musev.weight_parts import digest_text_to_pose, text_to_pose_folder
 from pipelines.manifest import resolve_rows
 from pipelines.storage import Store
-from pipelines.text_to_pose import PosePlan, PoseSettings, make_poses, plan_poses, posed_rows
+from pipelines.text_to_pose import (
+    PosePlan,
+    PoseSettings,
+    make_poses,
+    plan_poses,
+    pose_failures,
+    posed_rows,
+)
 from tests.pipelines.pose_writers import DiesOnce
 from tests.pipelines.stand_ins import LAPTOP
 from tests.real_ray import local_ray
@@ -125,6 +132,9 @@ def test_files_are_made_once_though_a_worker_dies_and_a_row_is_bad(
     assert (folder / "out" / "died").exists()
     assert set(failed) == {found.tasks["bad"].path}
     assert told == [(1, 3), (2, 3), (3, 3)]
+    (failure,) = pose_failures([*rows, rows[-1]], found, failed)
+    assert (failure.request_id, failure.row) == ("bad", len(rows))
+    assert failed[found.tasks["bad"].path] in failure.message
     for name in ("waves", "jumps"):
         path = folder / "out" / found.tasks[name].path
         assert scan_poses(path).num_frames == found.tasks[name].num_frames
