@@ -19,21 +19,30 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from benchmarks.windows_study import Point, Study, read_rows, summarise, variants
+from benchmarks.windows_study import (
+    PROFILE_OFFSETS,
+    Point,
+    Study,
+    read_rows,
+    summarise,
+    variants,
+)
 
 PANEL_PX = (520, 400)
 MARGINS_PX = (52, 34, 14, 40)
 """Left, top, right, bottom."""
 COLORS = {"musev": (31, 93, 160), "upstream": (201, 99, 24), "rotating": (36, 132, 72)}
+_LINES = ((31, 93, 160), (201, 99, 24), (36, 132, 72), (150, 40, 120), (110, 110, 110))
 _INK, _GRID = (40, 40, 40), (222, 222, 222)
 _LABEL_PX = 16
 
 
 def short_name(variant: str) -> str:
-    """What a point is labelled: ``4`` for an overlap, ``4 linear``, ``s2`` for settling steps."""
+    """What a point is labelled: ``4`` for an overlap, ``s2`` for settling steps, ``4 linear``."""
     layout, _, rest = variant.partition(", ")
     if layout == "rotating":
-        return f"s{rest.split()[0]}"
+        settling, _, blend = rest.partition(", ")
+        return f"s{settling.split()[0]} {blend}".rstrip()
     overlap, _, blend = rest.removeprefix("overlap ").partition(", ")
     return overlap if blend == "flat" else f"{overlap} {blend}"
 
@@ -97,6 +106,58 @@ def _panel(
         draw.text((x1 - 70, y1 + 12 * row), layout, fill=color, font=font)
 
 
+def profiles(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Image.Image:
+    """Draw where around a join the change is, a line a variant.
+
+    Args:
+        rows: Measurements, some with ``profile``.
+        names: Variants to draw.
+
+    Returns:
+        The picture; values are geometric means over the renders that all of them have.
+    """
+    found: dict[str, dict[tuple[int, ...], list[float]]] = {name: {} for name in names}
+    for row in rows:
+        if row["variant"] in found and "profile" in row:
+            key = row["num_steps"], row["clip"], row["seed"]
+            found[row["variant"]][key] = row["profile"]
+    shared = sorted(set.intersection(*(set(own) for own in found.values())))
+    lines = {
+        name: np.exp(np.log([own[key] for key in shared]).mean(axis=0))
+        for name, own in found.items()
+    }
+    width, height = PANEL_PX
+    image = Image.new("RGB", (width, height), "white")
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default()
+    left, top, right, bottom = MARGINS_PX
+    low = min(0.95, *(line.min() for line in lines.values())) - 0.01
+    high = max(1.05, *(line.max() for line in lines.values())) + 0.03  # room for the names
+
+    def place(offset: float, ratio: float) -> tuple[float, float]:
+        across = (offset - PROFILE_OFFSETS[0]) / (len(PROFILE_OFFSETS) - 1)
+        up = (ratio - low) / (high - low)
+        y0 = height - bottom
+        return left + across * (width - right - left), y0 + up * (top - y0)
+
+    title = f"change into frames around the first that two windows share; {len(shared)} renders"
+    draw.text((8, 10), title, fill=_INK, font=font)
+    for ratio in np.arange(math.ceil(low * 50) / 50, high, 0.02):
+        x0, y = place(PROFILE_OFFSETS[0], float(ratio))
+        ends = [(x0, y), place(PROFILE_OFFSETS[-1], float(ratio))]
+        draw.line(ends, fill=_INK if abs(ratio - 1) < 1e-6 else _GRID)
+        draw.text((8, y - 6), f"{ratio:.2f}", fill=_INK, font=font)
+    for offset in PROFILE_OFFSETS:
+        draw.text((place(offset, low)[0] - 6, height - bottom + 8), f"{offset:+d}", fill=_INK)
+    for row, (name, line) in enumerate(lines.items()):
+        color = _LINES[row % len(_LINES)]
+        spots = [place(*spot) for spot in zip(PROFILE_OFFSETS, line, strict=True)]
+        draw.line(spots, fill=color, width=2)
+        for x, y in spots:
+            draw.ellipse([x - 3, y - 3, x + 3, y + 3], fill=color)
+        draw.text((width - right - 150, top + 12 * row), name, fill=color, font=font)
+    return image
+
+
 def strips(study: Study, points: Sequence[Point]) -> Image.Image:
     """Draw the worst seam of each point, a row each, its name above.
 
@@ -131,6 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=Path, default=Path("out/windows.jsonl"))
     parser.add_argument("--chart", type=Path, help="picture of the measurements in --rows")
+    parser.add_argument("--profiles", type=Path, help="picture of where around joins change is")
     parser.add_argument("--strips", type=Path, help="picture of seams; renders")
     parser.add_argument("--profile", default="mini")
     parser.add_argument("--clip", type=int, default=0)
@@ -142,6 +204,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if given.chart:
         chart(summarise(read_rows(given.rows))).save(given.chart)
+    if given.profiles:
+        profiles(read_rows(given.rows), given.variant).save(given.profiles)
     if given.strips:
         points = [
             Point(variant=variant, num_steps=given.steps, clip=given.clip, seed=given.seed)

@@ -36,6 +36,8 @@ SOURCE_SEED = 77
 SCORES = ("seam_ratio", "pck_0.1", "psnr")
 MORE_SCORES = ("ssim", "flicker", "drift_slope", "subject_drift_slope")
 """Written down, but not in the table."""
+PROFILE_OFFSETS = range(-2, 7)
+"""Frames around the first frame that the next window holds too, for ``profile``."""
 BASELINE = "musev, overlap 4, flat"
 """What the others are compared with: the original's overlap and blend."""
 
@@ -53,7 +55,8 @@ class Variant:
     def name(self) -> str:
         """As the table calls it."""
         if self.layout == "rotating":
-            return f"rotating, {self.settle_steps} settling"
+            blended = "" if self.blend == "flat" else f", {self.blend}"
+            return f"rotating, {self.settle_steps} settling{blended}"
         return f"{self.layout}, overlap {self.overlap}, {self.blend}"
 
 
@@ -68,7 +71,8 @@ def variants() -> list[Variant]:
         for overlap, blend in itertools.product((4, 6), ("linear", "pyramid", "gaussian"))
     ]
     rotating = [Variant(layout="rotating", settle_steps=steps) for steps in range(5)]
-    return fixed + blended + rotating
+    both = [Variant(layout="rotating", settle_steps=steps, blend="linear") for steps in range(1, 5)]
+    return fixed + blended + rotating + both
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +154,8 @@ class Study:
         Returns:
             The point's facts, ``weights``, ``work`` (frames that pass the network for each frame
             and step), ``seconds`` (less where windows were known from the point before), ``load``,
-            and the scores of :data:`SCORES` and :data:`MORE_SCORES`, NaN where a judge cannot say.
+            the scores of :data:`SCORES` and :data:`MORE_SCORES`, NaN where a judge cannot say, and
+            ``profile``, the :func:`seam_profile`, where the truth is known.
         """
         started = time.perf_counter()
         frames_TYXC = self.render(point)
@@ -201,9 +206,10 @@ class Study:
         windows = self._windows(point)
         return ClipPlan(self._num_frames - 1, windows, num_steps=point.num_steps)
 
-    def _judge(self, frames_TYXC: np.ndarray, point: Point) -> dict[str, float]:
+    def _judge(self, frames_TYXC: np.ndarray, point: Point) -> dict[str, Any]:
         """Scores of the generated frames: frame 0 was given and is in no window."""
         from musev.quality.clip import Expected, score_clip
+        from musev.quality.seams import seam_curve
 
         clip, windows = self._draw(point.clip), self.last_windows(point)
         expected = Expected(
@@ -216,7 +222,11 @@ class Study:
             expected = Expected(windows=windows)
         scores = score_clip(frames_TYXC[1:], expected, fps=self._profile.fps)
         named = {name: scores.get(name, float("nan")) for name in (*SCORES, *MORE_SCORES)}
-        return {name: round(float(value), 4) for name, value in named.items()}
+        found: dict[str, Any] = {name: round(float(value), 4) for name, value in named.items()}
+        if not self._free:
+            curve_T = seam_curve(frames_TYXC[1:], windows, clip.frames_TYXC[1:])
+            found["profile"] = [round(value, 4) for value in seam_profile(curve_T, windows)]
+        return found
 
     def render(self, point: Point) -> np.ndarray:
         """Render one point.
@@ -323,6 +333,36 @@ class EstimateMemo:
             return self._estimates[key]
 
         return estimate
+
+
+def seam_profile(curve_T: np.ndarray, windows: Sequence[Sequence[int]]) -> list[float]:
+    """Where around a join the change is: the seam ratio looks at both ends of an overlap alone.
+
+    Args:
+        curve_T: From :func:`musev.quality.seams.seam_curve`.
+        windows: Of the last step.
+
+    Returns:
+        A value for each of :data:`PROFILE_OFFSETS`: the change into the frame so far after the
+        first one that the next window holds too, over the change into frames that one window
+        makes and the frame before as well; means are geometric.
+    """
+    logs = np.log(curve_T)
+    covers = [
+        {number for number, window in enumerate(windows) if frame in window}
+        for frame in range(len(curve_T) + 1)
+    ]
+    plain = [t for t in range(len(curve_T)) if len(covers[t]) == 1 and covers[t] == covers[t + 1]]
+    starts = [window[0] for window in windows[1:]]
+    return [
+        float(
+            np.exp(
+                np.mean([logs[s + o - 1] for s in starts if 0 < s + o <= len(logs)])
+                - logs[plain].mean()
+            )
+        )
+        for o in PROFILE_OFFSETS
+    ]
 
 
 def interval(values_by_clip: Sequence[Sequence[float]], *, rounds: int = 2000) -> tuple[float, ...]:

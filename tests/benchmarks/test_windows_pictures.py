@@ -9,8 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.windows_pictures import COLORS, PANEL_PX, chart, main, short_name
-from benchmarks.windows_study import variants
+from benchmarks.windows_pictures import (
+    _LINES,
+    COLORS,
+    PANEL_PX,
+    chart,
+    main,
+    profiles,
+    short_name,
+)
+from benchmarks.windows_study import PROFILE_OFFSETS, variants
 
 
 def _line(variant: str, work: float, ratio: float, num_steps: int = 10) -> dict[str, object]:
@@ -30,6 +38,7 @@ def test_short_names_differ_within_a_layout() -> None:
     assert len(set(names)) == len(names)
     assert ("musev", "4 linear") in names
     assert ("rotating", "s2") in names
+    assert ("rotating", "s2 linear") in names
 
 
 def test_more_work_stands_to_the_right_and_fewer_seams_below() -> None:
@@ -45,6 +54,27 @@ def test_more_work_stands_to_the_right_and_fewer_seams_below() -> None:
     assert _middle(many, "rotating")[0] < _middle(many, "musev")[0]
     assert _middle(many, "rotating")[1] > _middle(many, "musev")[1]
     assert _middle(few, "rotating")[0] < _middle(many, "rotating")[0]
+
+
+def test_a_line_is_high_where_the_change_is() -> None:
+    flat, steep = [1.0] * len(PROFILE_OFFSETS), [1.0] * len(PROFILE_OFFSETS)
+    steep[2] = 1.2  # into the first frame of the overlap
+    names = ["rotating, 2 settling", "musev, overlap 4, flat"]
+    render = {"num_steps": 10, "clip": 0, "seed": 0}
+    rows: list[dict[str, object]] = [
+        {"variant": names[0], "profile": flat, **render},
+        {"variant": names[1], "profile": steep, **render},
+        {"variant": names[0], "profile": steep, **render, "clip": 1},  # only one of them has it
+        {"variant": names[1], **render, "clip": 1},  # measured before there were profiles
+    ]
+    pixels = np.asarray(profiles(rows, names))[40:]
+    ends = {}
+    for name, color in zip(names, _LINES, strict=False):
+        found = np.argwhere((pixels == color).all(axis=-1))
+        found = found[found[:, 0] > 40]  # below the legend
+        ends[name] = found[found[:, 0].argmin()]
+    assert ends[names[1]][0] < ends[names[0]][0]
+    assert ends[names[1]][1] < pixels.shape[1] / 2
 
 
 @pytest.mark.slow

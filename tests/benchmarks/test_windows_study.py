@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,15 +9,18 @@ import pytest
 import torch
 
 from benchmarks.windows_study import (
+    PROFILE_OFFSETS,
     SCORES,
     EstimateMemo,
     interval,
     main,
     markdown,
     read_rows,
+    seam_profile,
     summarise,
     variants,
 )
+from musev.registry import get_profile
 
 ROOT = Path(__file__).parents[2]
 TWO = ("musev, overlap 4, flat", "rotating, 2 settling")
@@ -28,9 +32,31 @@ def line(variant: str, clip: int, seam_ratio: float) -> dict[str, object]:
     return {"variant": variant, "num_steps": 10, "clip": clip, "seed": 0, "work": 1.5, **scores}
 
 
-def test_the_page_holds_the_table_of_the_measurements() -> None:
+STUDIES = ("windows_rows.jsonl", "windows_rows_ships.jsonl")
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_page_holds_the_table_of_the_measurements(name: str) -> None:
     page = (ROOT / "docs" / "windows-study.md").read_text(encoding="utf-8")
-    assert markdown(summarise(read_rows(ROOT / "benchmarks" / "windows_rows.jsonl"))) in page
+    assert markdown(summarise(read_rows(ROOT / "benchmarks" / name))) in page
+
+
+@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("profile", ["musev", "mini"])
+def test_profiles_use_the_windows_with_the_fewest_seams(name: str, profile: str) -> None:
+    """On 24 clips, at 10 steps, of those that do no more work than the original's."""
+    lines = [
+        line
+        for line in summarise(read_rows(ROOT / "benchmarks" / name))
+        if line["num_steps"] == 10 and line["clips"] == 24 and line["work"] <= 1.5
+    ]
+    assert len(lines) >= 5
+    best = min(lines, key=lambda line: line["seam_ratio"][0])["variant"]
+    (chosen,) = (variant for variant in variants() if variant.name == best)
+    windows = get_profile(profile).sampling.windows
+    assert {
+        name: getattr(windows, name) for name in ("layout", "overlap", "blend", "settle_steps")
+    } == (dataclasses.asdict(chosen))
 
 
 def test_names_tell_variants_apart() -> None:
@@ -81,6 +107,18 @@ def test_a_window_is_computed_once_a_clip_and_again_where_anything_differs() -> 
     assert len(asked) == 4, "another variant of the same clip"
     memo.over(denoiser, (0, 1, 10))(noise, 5.0, (0, 1))
     assert len(asked) == 5, "another seed, so other conditions"
+
+
+def test_a_profile_shows_where_around_a_join_the_change_is() -> None:
+    windows = [tuple(range(start, start + 12)) for start in (0, 8, 16)]
+    curve = np.full(27, 2.0)  # change into frames 1 to 27; twice the usual everywhere else
+    curve[[7, 15]] = 3.0  # into 8 and 16, the first frames of the overlaps
+    curve[[11, 19]] = 4.0  # into 12 and 20, the first after them
+    found = dict(zip(PROFILE_OFFSETS, seam_profile(curve, windows), strict=True))
+    assert found[0] == pytest.approx(1.5)
+    assert found[4] == pytest.approx(2.0)
+    rest = [value for offset, value in found.items() if offset not in (0, 4)]
+    assert rest == pytest.approx([1.0] * len(rest))
 
 
 def test_the_interval_is_over_clips_not_over_seeds() -> None:
