@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = [variant.name for variant in variants()]
     parser.add_argument("--variant", action="append", default=[], choices=names, metavar="NAME")
     given = parser.parse_args(arguments)
-    chosen = given.variant or ["rotating, 1 settling", "rotating, 2 settling"]
+    chosen = given.variant or ["rotating, 1 settling, linear", "rotating, 2 settling, linear"]
     with tempfile.TemporaryDirectory(prefix="musev-early-") as scratch:
         study = Study(given.profile, num_frames=given.frames, guidance=1.0, scratch=Path(scratch))
         for point in points(given.clips, given.seeds, [given.steps], chosen):
