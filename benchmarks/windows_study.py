@@ -316,8 +316,6 @@ class EstimateMemo:
     def __init__(self) -> None:
         self._clip: tuple[int, ...] = ()
         self._estimates: dict[tuple[Any, ...], Any] = {}
-        self.computed = 0
-        """Windows that were computed, not remembered."""
 
     def over(self, denoiser: Any, clip: tuple[int, ...]) -> Any:
         """A denoiser that asks ``denoiser`` for what is not known of ``clip``; forgets others."""
@@ -329,7 +327,6 @@ class EstimateMemo:
             key = (window, timestep, digest)
             if key not in self._estimates:
                 self._estimates[key] = denoiser(noisy_BCFHW, timestep, window)
-                self.computed += 1
             return self._estimates[key]
 
         return estimate

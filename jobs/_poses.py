@@ -5,21 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from jobs._cli import Settings
 from jobs._console import Teller
 from musev.config import ClipRequest
 from musev.errors import ManifestError
-from musev.text_to_pose_config import GUIDANCE, NUM_STEPS, read_text_to_pose_config
-from musev.weight_parts import digest_text_to_pose, text_to_pose_folder
 from pipelines.manifest import resolve_rows
 from pipelines.resources import WorkerRange, connect, measure_cluster, plan_shard_workers
 from pipelines.storage import Store
 from pipelines.text_to_pose import PosePlan, PoseSettings, make_poses, plan_poses, posed_rows
-
-SHIPPED = "package:drawn-poses"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +27,8 @@ class Poses:
     """Where the files lie."""
     rows: Sequence[Mapping[str, Any]]
     """All of the manifest, those that follow poses naming them."""
+    requests: Sequence[ClipRequest]
+    """Of the good ones among them."""
 
     def lines(self, num_rows: int, failed: Mapping[str, str]) -> list[str]:
         """Say how many rows have poses, and why the others have none.
@@ -49,38 +46,6 @@ class Poses:
             f"poses          {posed} of {num_rows} rows",
             *(f"as they were   {count}, because the row {reason}" for reason, count in reasons),
         ]
-
-
-def read_pose_settings(
-    weights: str = SHIPPED, *, num_steps: int = NUM_STEPS, guidance: float = GUIDANCE
-) -> PoseSettings:
-    """Look up a network of text to pose.
-
-    Args:
-        weights: A folder or URL, or ``package:NAME``.
-        num_steps: Of its diffusion.
-        guidance: How much more than the prompt says.
-
-    Returns:
-        With what poses are made.
-
-    Raises:
-        WeightsError: If there is no such network.
-    """
-    folder = text_to_pose_folder(weights)
-    return PoseSettings(
-        weights=weights,
-        telling=_telling(folder),
-        digest=digest_text_to_pose(folder),
-        num_steps=num_steps,
-        guidance=guidance,
-    )
-
-
-def _telling(folder: Path) -> frozenset[str]:
-    """Words that tell what is done; all that are known where none are marked."""
-    config = read_text_to_pose_config(folder)
-    return frozenset(config.telling or config.words)
 
 
 def give_poses(
@@ -110,13 +75,12 @@ def give_poses(
     """
     plan = plan_poses(rows, requests, settings)
     posed = posed_rows(rows, plan, {}, store=store, old_base=base_uri, new_base=base_uri)
-    following = [row for row in posed if row.get("request_id") in plan.tasks]
-    _, refused = resolve_rows(following, chosen.profile, base_uri, find_profile=chosen.find_profile)
-    if refused:
-        raise ManifestError(
-            f"{len(refused)} rows could not follow poses, the first: {refused[0].message}"
-        )
-    return Poses(settings=settings, plan=plan, store=store, rows=posed)
+    found, refused = resolve_rows(posed, chosen.profile, base_uri, find_profile=chosen.find_profile)
+    unled = plan.tasks.keys() - {request.request_id for request in found}
+    if unled:
+        first = next(failure for failure in refused if failure.request_id in unled)
+        raise ManifestError(f"{len(unled)} rows could not follow poses, the first: {first.message}")
+    return Poses(settings=settings, plan=plan, store=store, rows=posed, requests=found)
 
 
 def make(poses: Poses, workers: WorkerRange | None, teller: Teller) -> dict[str, str]:

@@ -34,7 +34,7 @@ from jobs._cli import (
     run_app,
 )
 from jobs._console import INTERRUPTED, Teller, disconnect, terminate_as_interrupt
-from jobs._poses import SHIPPED, give_poses, make, read_pose_settings
+from jobs._poses import give_poses, make
 from musev.text_to_pose_config import GUIDANCE, NUM_STEPS
 from pipelines.manifest import (
     folder_of,
@@ -45,7 +45,7 @@ from pipelines.manifest import (
 )
 from pipelines.resources import parse_workers
 from pipelines.storage import Store
-from pipelines.text_to_pose import PoseSettings, posed_rows
+from pipelines.text_to_pose import SHIPPED, PoseSettings, posed_rows, read_pose_settings
 
 MANIFEST = "manifest.parquet"
 

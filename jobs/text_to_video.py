@@ -36,7 +36,7 @@ from jobs._cli import (
     run_app,
 )
 from jobs._console import INTERRUPTED, Teller, disconnect, terminate_as_interrupt
-from jobs._poses import Poses, give_poses, make, read_pose_settings
+from jobs._poses import Poses, give_poses, make
 from musev.config import ClipRequest, to_plain
 from musev.errors import ManifestError, RequestError
 from musev.licences import check_licences, licence_of, licences_of
@@ -64,7 +64,7 @@ from pipelines.resources import (
     plan_workers,
 )
 from pipelines.rows import RowFailure
-from pipelines.text_to_pose import pose_failures
+from pipelines.text_to_pose import pose_failures, read_pose_settings
 from pipelines.text_to_video import (
     Graph,
     OnTick,
@@ -91,9 +91,7 @@ class Job:
     graph: Graph
     retry_failed: bool
     poses: Poses | None = None
-    """To be made before anything is rendered."""
-    posed: Sequence[ClipRequest] = ()
-    """The requests that follow them, and all others as they are."""
+    """To be made before anything is rendered; its requests are what is rendered then."""
 
     def check_licences(self, required: str | None) -> None:
         """Refuse weights, of the run or of a row, without the licence that is required."""
@@ -188,7 +186,7 @@ def prepare(
     requests = [request for request in requests if request.request_id not in left_out]
     refused = [*refused, *misplaced]
     ledger = Ledger(output)
-    poses, posed = None, requests
+    poses = None
     if text_to_pose:
         poses = give_poses(
             raw.rows,
@@ -198,16 +196,14 @@ def prepare(
             chosen=settings,
             base_uri=raw.base_uri,
         )
-        posed, _ = resolve_rows(
-            poses.rows, settings.profile, raw.base_uri, find_profile=settings.find_profile
-        )
+    to_render = poses.requests if poses else requests
     graph = Graph(
         profile=settings.profile,
         ledger=ledger,
         cache=MediaCache(run_id=ledger.run_id),
         model_digests=digest_weights(settings.profile.weights),
         licences=licences_of(settings.profile.weights),
-        detectors=describe_detectors(posed, settings.profile.control),
+        detectors=describe_detectors(to_render, settings.profile.control),
     )
     return Job(
         manifest=manifest,
@@ -216,7 +212,6 @@ def prepare(
         graph=graph,
         retry_failed=retry_failed,
         poses=poses,
-        posed=posed,
     )
 
 
@@ -375,7 +370,7 @@ def _with_poses(
         teller.say(line)
     without = pose_failures(job.poses.rows, job.poses.plan, failed)
     left_out = {failure.request_id for failure in without}
-    requests = [request for request in job.posed if request.request_id not in left_out]
+    requests = [request for request in job.poses.requests if request.request_id not in left_out]
     return requests, [*job.refused, *without]
 
 

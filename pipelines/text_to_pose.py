@@ -13,10 +13,17 @@ import functools
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from musev.config import ClipRequest
-from musev.text_to_pose_config import words_of
+from musev.text_to_pose_config import (
+    GUIDANCE,
+    NUM_STEPS,
+    read_text_to_pose_config,
+    words_of,
+)
+from musev.weight_parts import digest_text_to_pose, text_to_pose_folder
 from pipelines.manifest import rebase_media
 from pipelines.outcomes import READY, Row
 from pipelines.resources import ClusterShape, apply_stage, one_row_a_block, shard_args
@@ -25,6 +32,7 @@ from pipelines.rows import TEXT_TO_POSE, RowFailure, canonical_json
 from pipelines.stages.write_poses import WritePoses
 from pipelines.storage import Store
 
+SHIPPED = "package:drawn-poses"
 FOLDER = "keypoints"
 CONTROL = "dwpose_body"
 """How they are drawn: bodies alone, for the pose ControlNet."""
@@ -46,6 +54,38 @@ class PoseSettings:
     """Words of which a prompt must hold one: without, it says nothing of what is done."""
     num_steps: int
     guidance: float
+
+
+def read_pose_settings(
+    weights: str = SHIPPED, *, num_steps: int = NUM_STEPS, guidance: float = GUIDANCE
+) -> PoseSettings:
+    """Look up a network of text to pose.
+
+    Args:
+        weights: A folder or URL, or ``package:NAME``.
+        num_steps: Of its diffusion.
+        guidance: How much more than the prompt says.
+
+    Returns:
+        With what poses are made.
+
+    Raises:
+        WeightsError: If there is no such network.
+    """
+    folder = text_to_pose_folder(weights)
+    return PoseSettings(
+        weights=weights,
+        telling=_telling(folder),
+        digest=digest_text_to_pose(folder),
+        num_steps=num_steps,
+        guidance=guidance,
+    )
+
+
+def _telling(folder: Path) -> frozenset[str]:
+    """Words that tell what is done; all that are known where none are marked."""
+    config = read_text_to_pose_config(folder)
+    return frozenset(config.telling or config.words)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,11 @@ import pytest
 
 from jobs._cli import load_settings
 from jobs._console import Teller
-from jobs._poses import SHIPPED, Poses, give_poses, make, read_pose_settings
-from musev.errors import ManifestError, WeightsError
+from jobs._poses import Poses, give_poses, make
+from musev.errors import ManifestError
 from pipelines.manifest import resolve_rows
 from pipelines.storage import Store
+from pipelines.text_to_pose import SHIPPED, read_pose_settings
 
 ROWS: list[dict[str, Any]] = [
     {"request_id": "waves", "prompt": "a person is waving", "condition_image": None},
@@ -24,12 +25,12 @@ ROWS: list[dict[str, Any]] = [
 ]
 
 
-def given(folder: Path, profile: str = "mini") -> Poses:
+def given(folder: Path, profile: str = "mini", rows: list[dict[str, Any]] = ROWS) -> Poses:
     chosen = load_settings(profile)
-    requests, _ = resolve_rows(ROWS, chosen.profile, str(folder))
+    requests, _ = resolve_rows(rows, chosen.profile, str(folder))
     store = Store(str(folder / "out"))
     settings = read_pose_settings(num_steps=2)
-    return give_poses(ROWS, requests, settings, store, chosen=chosen, base_uri=str(folder))
+    return give_poses(rows, requests, settings, store, chosen=chosen, base_uri=str(folder))
 
 
 def test_all_rows_are_there_and_those_that_follow_poses_name_them(tmp_path: Path) -> None:
@@ -57,9 +58,10 @@ def test_networks_that_follow_no_poses_are_told_before_any_is_made(tmp_path: Pat
         given(tmp_path, "musev")
 
 
-def test_a_network_that_is_not_there_is_told() -> None:
-    with pytest.raises(WeightsError, match="drawn-poses"):
-        read_pose_settings("package:nobody")
+def test_a_row_with_the_name_of_another_costs_that_one_nothing(tmp_path: Path) -> None:
+    poses = given(tmp_path, rows=[*ROWS, ROWS[0]])
+    assert set(poses.plan.tasks) == {"waves", "jumps"}
+    assert [each.request_id for each in poses.requests] == ["waves", "jumps", "quiet", "picture"]
 
 
 def test_without_rows_to_pose_no_cluster_is_joined(tmp_path: Path) -> None:
@@ -71,6 +73,7 @@ def test_without_rows_to_pose_no_cluster_is_joined(tmp_path: Path) -> None:
         plan=type(poses.plan)(tasks={}, left={}),
         store=poses.store,
         rows=(),
+        requests=(),
     )
     assert make(none, None, Teller(io.StringIO())) == {}
     assert not ray.is_initialized()

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs._poses import read_pose_settings
 from jobs.demo import (
     _CAST,
     _CAST_SEED,
@@ -26,7 +25,7 @@ from pipelines.manifest import read_manifest, resolve_rows, write_manifest
 from pipelines.media_cache import MediaCache
 from pipelines.rows import request_from_json, request_to_json
 from pipelines.stages.load_inputs import load_inputs
-from pipelines.text_to_pose import plan_poses
+from pipelines.text_to_pose import plan_poses, read_pose_settings
 
 
 def test_without_a_folder_of_portraits_people_are_drawn(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import typer.main
 from typer.testing import CliRunner
 
 from jobs.cli import app as musev
@@ -19,6 +18,7 @@ from musev.config import EncoderConfig, to_plain
 from musev.media import write_segment
 from musev.synthetic.clips import draw_clip
 from pipelines.ledger import RESULTS, Ledger
+from tests.job_flags import flags_of
 from tests.pipelines.stand_ins import request
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,9 +26,7 @@ pytestmark = pytest.mark.timeout(280)
 
 
 def test_the_set_of_flags_changes_only_on_purpose() -> None:
-    command = typer.main.get_command(app)
-    flags = {flag for option in command.params for flag in option.opts}
-    assert flags == {
+    assert flags_of(app) == {
         "output",
         "--profile",
         "--requests",

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import typer.main
 from PIL import Image
 
 from jobs.from_musev import app, main, measure_video
 from musev.media import encode_png, probe_video, write_segment
 from musev.synthetic.portraits import draw_portrait
+from tests.job_flags import flags_of
 from tests.job_process import run_job
 
 TINY = ["weights.random_seed=1", "precision=float32", "sampling.num_steps=2"]
@@ -73,8 +73,7 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def test_the_set_of_flags_changes_only_on_purpose() -> None:
-    command = typer.main.get_command(app)
-    flags = {flag for option in command.params for flag in option.opts if flag.startswith("-")}
+    flags = {flag for flag in flags_of(app) if flag.startswith("-")}
     assert flags == {
         "--output",
         "--project",

@@ -10,11 +10,11 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-import typer.main
 
 from jobs.make_dataset import app, main, make_graph
 from musev.errors import ConfigError
 from musev.training.shards import ShardDataset
+from tests.job_flags import flags_of
 from tests.pipelines.dataset_parts import write_table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,9 +22,7 @@ TINY = ["--set", "width=32", "--set", "height=32", "--set", "num_frames=2"]
 
 
 def test_the_set_of_flags_changes_only_on_purpose() -> None:
-    command = typer.main.get_command(app)
-    flags = {flag for option in command.params for flag in option.opts}
-    assert flags == {
+    assert flags_of(app) == {
         "--output",
         "--clips",
         "--seed",

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import typer.main
 from PIL import Image
 
 from jobs.cli import app as musev_app
@@ -17,6 +16,7 @@ from musev.config import to_plain
 from musev.registry import get_profile
 from pipelines.ledger import Ledger
 from pipelines.manifest import read_manifest, resolve_rows, write_manifest
+from tests.job_flags import flags_of
 
 # The random networks: their sizes are small and nothing of them is read from disk.
 TINY = ["--set", "weights.random_seed=1", "--set", "width=64", "--set", "height=64"]
@@ -43,7 +43,7 @@ def plan(manifest: str, tmp_path: Path, *more: str) -> tuple[int, dict[str, Any]
 
 
 def test_the_set_of_flags_changes_only_on_purpose() -> None:
-    flags = {flag for option in typer.main.get_command(app).params for flag in option.opts}
+    flags = flags_of(app)
     assert flags - {"manifest"} == {
         *("--output", "--profile", "--set", "--workers", "--retry-failed"),
         *("--seconds-per-task", "--like", "--explain", "--png", "--json"),

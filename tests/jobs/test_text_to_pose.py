@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import typer.main
 from typer.testing import CliRunner
 
 from jobs.cli import app as musev
@@ -19,6 +18,7 @@ from musev.quality.attributes import read_action
 from musev.quality.pose import find_people
 from pipelines.ledger import RESULTS
 from pipelines.manifest import read_manifest, write_manifest
+from tests.job_flags import flags_of
 from tests.real_ray import local_ray
 
 pytestmark = pytest.mark.timeout(280)
@@ -36,9 +36,7 @@ def manifest_at(folder: Path, *prompts: str) -> str:
 
 
 def test_the_set_of_flags_changes_only_on_purpose() -> None:
-    command = typer.main.get_command(app)
-    flags = {flag for option in command.params for flag in option.opts}
-    assert flags == {
+    assert flags_of(app) == {
         "--manifest",
         "--output",
         "--profile",

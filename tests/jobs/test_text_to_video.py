@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import typer.main
 from PIL import Image
 
 from jobs._console import Teller
@@ -27,6 +26,7 @@ from musev.synthetic.portraits import draw_portrait
 from pipelines.ledger import Ledger
 from pipelines.manifest import write_manifest
 from pipelines.rows import TEXT_TO_POSE, RowFailure
+from tests.job_flags import flags_of
 from tests.job_process import run_job
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,9 +56,7 @@ def job(folder: Path, manifest: str, *more: str) -> list[str]:
 
 
 def test_the_set_of_flags_changes_only_on_purpose() -> None:
-    command = typer.main.get_command(app)
-    flags = {flag for option in command.params for flag in option.opts}
-    assert flags == {
+    assert flags_of(app) == {
         "--manifest",
         "--output",
         "--profile",

@@ -24,6 +24,7 @@ from musev.training.loop import run_steps
 from musev.training.runs import RunConfig, prepare_run
 from musev.training.stages import get_stage
 from musev.training.starts import load_vae
+from tests.job_flags import flags_of
 from tests.musev.training.small import save_small_vae, small_run
 from tests.real_ray import local_ray
 
@@ -49,9 +50,15 @@ def _vae_run(out: Path, **changes: str) -> RunConfig:
 
 
 def test_the_set_of_flags_changes_only_on_purpose() -> None:
-    command = typer.main.get_command(app)
-    flags = {flag for option in command.params for flag in option.opts}
-    assert flags == {"--stage", "--output", "--init", "--set", "--workers", "--gpu", "--strategy"}
+    assert flags_of(app) == {
+        "--stage",
+        "--output",
+        "--init",
+        "--set",
+        "--workers",
+        "--gpu",
+        "--strategy",
+    }
     assert "train" in typer.main.get_command(musev_app).commands
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import typer.main
 
 from jobs import text_to_video, video_to_video
 from musev.control.person import Person, PoseVideo, PoseWriter
@@ -19,6 +18,7 @@ from musev.media import encode_png, probe_video, read_video, write_segment
 from musev.synthetic.clips import draw_clip
 from musev.synthetic.portraits import draw_portrait
 from pipelines.manifest import write_manifest
+from tests.job_flags import flags_of
 from tests.job_process import run_job
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -208,9 +208,4 @@ def test_video_to_video_refuses_rows_that_nothing_drives(
 
 def test_both_jobs_have_the_same_flags() -> None:
     """Whoever knows one knows the other; rows that are led by a video need no poses from words."""
-    apps = (text_to_video.app, video_to_video.app)
-    flags = [
-        {flag for option in typer.main.get_command(app).params for flag in option.opts}
-        for app in apps
-    ]
-    assert flags[0] - {"--text-to-pose"} == flags[1]
+    assert flags_of(text_to_video.app) - {"--text-to-pose"} == flags_of(video_to_video.app)

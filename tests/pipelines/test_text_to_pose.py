@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from musev.control.person import scan_poses
+from musev.errors import WeightsError
 from musev.registry import get_profile
-from musev.text_to_pose_config import read_text_to_pose_config
-from musev.weight_parts import digest_text_to_pose, text_to_pose_folder
 from pipelines.manifest import resolve_rows
 from pipelines.storage import Store
 from pipelines.text_to_pose import (
@@ -21,13 +20,13 @@ from pipelines.text_to_pose import (
     plan_poses,
     pose_failures,
     posed_rows,
+    read_pose_settings,
 )
 from tests.pipelines.pose_writers import DiesOnce
 from tests.pipelines.stand_ins import LAPTOP
 from tests.real_ray import local_ray
 
 pytestmark = pytest.mark.timeout(240)
-WEIGHTS = "package:drawn-poses"
 ROWS: list[dict[str, Any]] = [
     {"request_id": "waves", "prompt": "a person is waving on the beach", "num_frames": 5},
     {"request_id": "video", "prompt": "a person is waving", "video": "clip.mp4"},
@@ -39,14 +38,7 @@ ROWS: list[dict[str, Any]] = [
 
 @pytest.fixture(scope="module")
 def settings() -> PoseSettings:
-    folder = text_to_pose_folder(WEIGHTS)
-    return PoseSettings(
-        weights=WEIGHTS,
-        digest=digest_text_to_pose(folder),
-        telling=frozenset(read_text_to_pose_config(folder).telling),
-        num_steps=2,
-        guidance=1.0,
-    )
+    return read_pose_settings(num_steps=2, guidance=1.0)
 
 
 def plan(settings: PoseSettings, rows: list[dict[str, Any]] | None = None) -> PosePlan:
@@ -65,6 +57,11 @@ def test_rows_that_say_nothing_or_bring_their_own_stay_as_they_are(settings: Pos
     task = found.tasks["waves"]
     assert (task.num_frames, task.fps, task.width, task.height) == (5, 8.0, 128, 128)
     assert found.tasks["jumps"].seed == 3
+
+
+def test_a_network_that_is_not_there_is_told() -> None:
+    with pytest.raises(WeightsError, match="drawn-poses"):
+        read_pose_settings("package:nobody")
 
 
 def test_of_rows_with_one_name_the_first_counts(settings: PoseSettings) -> None:
