@@ -14,7 +14,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.windows_study import Point, Study, points, variants
+from benchmarks.windows_study import Point, Study, points
+from benchmarks.windows_table import variants
 from musev.quality.seams import seam_ratio
 
 

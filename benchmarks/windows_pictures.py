@@ -17,23 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw
 
-from benchmarks.windows_study import (
-    PROFILE_OFFSETS,
-    Point,
-    Study,
-    read_rows,
-    summarise,
-    variants,
-)
+from benchmarks.windows_study import PROFILE_OFFSETS, Point, Study
+from benchmarks.windows_table import read_rows, summarise, variants
 
-PANEL_PX = (520, 400)
-MARGINS_PX = (52, 34, 14, 40)
-"""Left, top, right, bottom."""
-COLORS = {"musev": (31, 93, 160), "upstream": (201, 99, 24), "rotating": (36, 132, 72)}
-_LINES = ((31, 93, 160), (201, 99, 24), (36, 132, 72), (150, 40, 120), (110, 110, 110))
-_INK, _GRID = (40, 40, 40), (222, 222, 222)
+PANEL_IN = (5.4, 4.2)
+DOTS_PER_INCH = 100
+COLORS = {"musev": "#1f5da0", "upstream": "#c96318", "rotating": "#248448"}
+_INK = (40, 40, 40)
 _LABEL_PX = 16
 
 
@@ -47,66 +41,54 @@ def short_name(variant: str) -> str:
     return overlap if blend == "flat" else f"{overlap} {blend}"
 
 
-def chart(lines: Sequence[dict[str, Any]]) -> Image.Image:
+def chart(lines: Sequence[dict[str, Any]]) -> Figure:
     """Draw seam ratio against work, a panel for each number of steps.
 
     Args:
-        lines: From :func:`benchmarks.windows_study.summarise`.
+        lines: From :func:`benchmarks.windows_table.summarise`.
 
     Returns:
         The picture; whiskers are 95 percent intervals.
     """
     steps = sorted({line["num_steps"] for line in lines})
     known = [line for line in lines if math.isfinite(line["seam_ratio"][0])]
-    works = [line["work"] for line in known]
-    ends = [end for line in known for end in line["seam_ratio"]]
-    spans = (min(works) - 0.05, max(works) + 0.15), (min(0.98, *ends), max(ends) + 0.02)
-    width, height = PANEL_PX
-    image = Image.new("RGB", (len(steps) * width, height), "white")
-    draw = ImageDraw.Draw(image)
-    for number, num_steps in enumerate(steps):
-        own = [line for line in known if line["num_steps"] == num_steps]
-        _panel(draw, own, number * width, spans, f"{num_steps} steps")
-    return image
+    figure = Figure((PANEL_IN[0] * len(steps), PANEL_IN[1]), DOTS_PER_INCH, layout="constrained")
+    panels = figure.subplots(1, len(steps), sharex=True, sharey=True, squeeze=False)[0]
+    for panel, num_steps in zip(panels, steps, strict=True):
+        for layout, color in COLORS.items():
+            own = [
+                line
+                for line in known
+                if line["num_steps"] == num_steps and line["variant"].startswith(f"{layout}, ")
+            ]
+            if own:
+                _whiskers(panel, own, layout, color)
+        panel.axhline(1, color="0.3", linewidth=1)
+        panel.grid(color="0.9")
+        panel.set(title=f"{num_steps} steps", xlabel="work per frame", xmargin=0.2)
+        panel.legend(loc="upper center")
+    panels[0].set_ylabel("seam ratio (1: invisible)")
+    return figure
 
 
-def _panel(
-    draw: ImageDraw.ImageDraw,
-    lines: Sequence[dict[str, Any]],
-    left: int,
-    spans: tuple[tuple[float, float], tuple[float, float]],
-    title: str,
-) -> None:
-    (low_x, high_x), (low_y, high_y) = spans
-    margin_left, top, right, bottom = MARGINS_PX
-    x0, x1 = left + margin_left, left + PANEL_PX[0] - right
-    y0, y1 = PANEL_PX[1] - bottom, top
-
-    def place(work: float, ratio: float) -> tuple[float, float]:
-        across, up = (work - low_x) / (high_x - low_x), (ratio - low_y) / (high_y - low_y)
-        return x0 + across * (x1 - x0), y0 + up * (y1 - y0)
-
-    font = ImageFont.load_default()
-    draw.text((x0, 10), f"{title}: seam ratio (1: invisible) against work", fill=_INK, font=font)
-    for ratio in np.arange(math.ceil(low_y * 20) / 20, high_y, 0.05 if high_y < 1.4 else 0.1):
-        y = place(low_x, float(ratio))[1]
-        draw.line([(x0, y), (x1, y)], fill=_INK if abs(ratio - 1) < 1e-6 else _GRID)
-        draw.text((left + 8, y - 6), f"{ratio:.2f}", fill=_INK, font=font)
-    for work in np.arange(math.ceil(low_x * 5) / 5, high_x, 0.2):
-        x = place(float(work), low_y)[0]
-        draw.text((x - 8, y0 + 8), f"{work:.1f}", fill=_INK, font=font)
-    for line in lines:
-        color = COLORS[line["variant"].partition(",")[0]]
-        mean, low, high = line["seam_ratio"]
-        x, y = place(line["work"], mean)
-        draw.line([place(line["work"], low), place(line["work"], high)], fill=color)
-        draw.ellipse([x - 4, y - 4, x + 4, y + 4], fill=color)
-        draw.text((x + 7, y - 6), short_name(line["variant"]), fill=color, font=font)
-    for row, (layout, color) in enumerate(COLORS.items()):
-        draw.text((x1 - 70, y1 + 12 * row), layout, fill=color, font=font)
+def _whiskers(panel: Axes, lines: Sequence[dict[str, Any]], label: str, color: str) -> None:
+    works = [line["work"] for line in lines]
+    mean, low, high = np.array([line["seam_ratio"] for line in lines]).T
+    panel.errorbar(
+        works, mean, yerr=(mean - low, high - mean), fmt="o", markersize=5, color=color, label=label
+    )
+    for line, work, ratio in zip(lines, works, mean, strict=True):
+        panel.annotate(
+            short_name(line["variant"]),
+            (work, ratio),
+            xytext=(5, 3),
+            textcoords="offset points",
+            color=color,
+            fontsize=8,
+        )
 
 
-def profiles(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Image.Image:
+def profiles(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Figure:
     """Draw where around a join the change is, a line a variant.
 
     Args:
@@ -122,40 +104,20 @@ def profiles(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Image.Imag
             key = row["num_steps"], row["clip"], row["seed"]
             found[row["variant"]][key] = row["profile"]
     shared = sorted(set.intersection(*(set(own) for own in found.values())))
-    lines = {
-        name: np.exp(np.log([own[key] for key in shared]).mean(axis=0))
-        for name, own in found.items()
-    }
-    width, height = PANEL_PX
-    image = Image.new("RGB", (width, height), "white")
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default()
-    left, top, right, bottom = MARGINS_PX
-    low = min(0.95, *(line.min() for line in lines.values())) - 0.01
-    high = max(1.05, *(line.max() for line in lines.values())) + 0.03  # room for the names
-
-    def place(offset: float, ratio: float) -> tuple[float, float]:
-        across = (offset - PROFILE_OFFSETS[0]) / (len(PROFILE_OFFSETS) - 1)
-        up = (ratio - low) / (high - low)
-        y0 = height - bottom
-        return left + across * (width - right - left), y0 + up * (top - y0)
-
-    title = f"change into frames around the first that two windows share; {len(shared)} renders"
-    draw.text((8, 10), title, fill=_INK, font=font)
-    for ratio in np.arange(math.ceil(low * 50) / 50, high, 0.02):
-        x0, y = place(PROFILE_OFFSETS[0], float(ratio))
-        ends = [(x0, y), place(PROFILE_OFFSETS[-1], float(ratio))]
-        draw.line(ends, fill=_INK if abs(ratio - 1) < 1e-6 else _GRID)
-        draw.text((8, y - 6), f"{ratio:.2f}", fill=_INK, font=font)
-    for offset in PROFILE_OFFSETS:
-        draw.text((place(offset, low)[0] - 6, height - bottom + 8), f"{offset:+d}", fill=_INK)
-    for row, (name, line) in enumerate(lines.items()):
-        color = _LINES[row % len(_LINES)]
-        spots = [place(*spot) for spot in zip(PROFILE_OFFSETS, line, strict=True)]
-        draw.line(spots, fill=color, width=2)
-        for x, y in spots:
-            draw.ellipse([x - 3, y - 3, x + 3, y + 3], fill=color)
-        draw.text((width - right - 150, top + 12 * row), name, fill=color, font=font)
-    return image
+    figure = Figure((PANEL_IN[0] * 1.2, PANEL_IN[1]), DOTS_PER_INCH, layout="constrained")
+    panel = figure.subplots()
+    for name, own in found.items():
+        means = np.exp(np.log([own[key] for key in shared]).mean(axis=0))
+        panel.plot(PROFILE_OFFSETS, means, marker="o", label=name)
+    panel.axhline(1, color="0.3", linewidth=1)
+    panel.grid(color="0.9")
+    panel.set(
+        title=f"change into frames around a join, over {len(shared)} renders",
+        xlabel="frames after the first that two windows share",
+        ylabel="change over the usual change",
+    )
+    panel.legend()
+    return figure
 
 
 def strips(study: Study, points: Sequence[Point]) -> Image.Image:
@@ -203,9 +165,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--variant", action="append", default=[], choices=names, metavar="NAME")
     given = parser.parse_args(arguments)
     if given.chart:
-        chart(summarise(read_rows(given.rows))).save(given.chart)
+        chart(summarise(read_rows(given.rows))).savefig(given.chart)
     if given.profiles:
-        profiles(read_rows(given.rows), given.variant).save(given.profiles)
+        profiles(read_rows(given.rows), given.variant).savefig(given.profiles)
     if given.strips:
         points = [
             Point(variant=variant, num_steps=given.steps, clip=given.clip, seed=given.seed)

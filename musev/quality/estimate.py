@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,9 +49,22 @@ def estimate(values: Iterable[float]) -> Estimate | None:
         return Estimate(mean, n, *_wilson(mean, n))
     if n == 1:
         return Estimate(mean, n, -math.inf, math.inf)
+    return Estimate(mean, n, *bootstrap_interval(known))
+
+
+def bootstrap_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    """Where the mean of many values lies 95 times in 100, by drawing as many of them again.
+
+    Args:
+        values: At least one; the same ones give the same interval.
+
+    Returns:
+        Its ends.
+    """
+    known, n = np.asarray(values, float), len(values)
     draws = np.random.default_rng(n).integers(0, n, (_RESAMPLES, n))
     low, high = np.percentile(known[draws].mean(axis=1), [2.5, 97.5])
-    return Estimate(mean, n, float(low), float(high))
+    return float(low), float(high)
 
 
 def _wilson(share: float, n: int) -> tuple[float, float]:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from musev.quality.estimate import estimate
+from musev.quality.estimate import bootstrap_interval, estimate
 
 
 def test_wilsons_interval_by_the_book() -> None:
@@ -40,3 +40,10 @@ def test_what_is_not_known_does_not_count() -> None:
     alone = estimate([0.5])
     assert alone is not None
     assert alone.high == math.inf
+
+
+def test_equal_values_leave_nothing_open() -> None:
+    """Unlike answers yes or no: differences of 0 on every clip are no answers."""
+    assert bootstrap_interval([0.0] * 4) == (0.0, 0.0)
+    low, high = bootstrap_interval([1.0, 3.0])
+    assert (low, high) == (1.0, 3.0)
