@@ -24,7 +24,8 @@ from musev.models.text_to_pose import (
     TextToPoseNet,
     signal_at,
 )
-from musev.text_to_pose_config import GUIDANCE, NUM_STEPS, TextToPoseConfig, words_of
+from musev.text_to_pose_config import GUIDANCE, NUM_STEPS, TextToPoseConfig
+from musev.words import words_of
 
 MOST_WORDS = 40
 _FADING_FRAMES = 8

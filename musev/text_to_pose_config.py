@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,11 +45,6 @@ class TextToPoseConfig:
             raise ConfigError(
                 f"width {self.width} must be a multiple of twice num_heads={self.num_heads}"
             )
-
-
-def words_of(prompt: str) -> list[str]:
-    """The words of a prompt in lower case, without signs."""
-    return re.findall(r"[a-z0-9']+", prompt.lower())
 
 
 def read_text_to_pose_config(folder: Path) -> TextToPoseConfig:

@@ -21,9 +21,9 @@ from musev.text_to_pose_config import (
     GUIDANCE,
     NUM_STEPS,
     read_text_to_pose_config,
-    words_of,
 )
 from musev.weight_parts import digest_text_to_pose, text_to_pose_folder
+from musev.words import words_of
 from pipelines.manifest import rebase_media
 from pipelines.outcomes import READY, Row
 from pipelines.resources import ClusterShape, apply_stage, one_row_a_block, shard_args

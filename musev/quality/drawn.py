@@ -10,9 +10,10 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
-from musev.synthetic.captions import ACTION_PHRASES, SCENE_PHRASES, VOCABULARY, words_of
+from musev.synthetic.captions import ACTION_PHRASES, SCENE_PHRASES, VOCABULARY
 from musev.synthetic.clips import Clip, draw_clip
 from musev.synthetic.people import CLOTHES_COLORS, HAIR_COLORS, SKIN_COLORS, TROUSERS_SHAPES
+from musev.words import words_of
 
 Kind = Literal["text", "pose", "identity", "long"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

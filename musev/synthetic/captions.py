@@ -12,6 +12,7 @@ from musev.synthetic.people import (
     Attributes,
     RandomStream,
 )
+from musev.words import words_of
 
 SCENE_PHRASES = {
     "beach": ("on the beach", "on a beach", "by the sea"),
@@ -102,11 +103,6 @@ def _vocabulary() -> tuple[str, ...]:
     texts += [*CLOTHES_COLORS, *HAIR_COLORS, *SKIN_COLORS, *TROUSERS_SHAPES]
     texts += ["a an person figure with and in wearing shirt skin"]
     return tuple(sorted({word for text in texts for word in words_of(text)}))
-
-
-def words_of(caption: str) -> list[str]:
-    """The words of a caption, without commas."""
-    return caption.replace(",", " ").split()
 
 
 VOCABULARY = _vocabulary()

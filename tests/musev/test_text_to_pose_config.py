@@ -13,15 +13,9 @@ from musev.text_to_pose_config import (
     CONFIG_FILE,
     TextToPoseConfig,
     read_text_to_pose_config,
-    words_of,
 )
 
 CONFIG = TextToPoseConfig(words=("a", "person", "waving"), telling=("waving",), num_frames=20)
-
-
-def test_words_are_lower_case_and_without_signs() -> None:
-    assert words_of("A person, WAVING (2 hands)!") == ["a", "person", "waving", "2", "hands"]
-    assert words_of(" ,. ") == []
 
 
 def test_a_configuration_is_read_back_as_it_was_written(tmp_path: Path) -> None:

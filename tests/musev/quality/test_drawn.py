@@ -34,6 +34,7 @@ def test_captions_are_read_back_word_for_word() -> None:
         ("a person in a red shirt", {"shirt_color": "red"}),
         ("a figure with no hair, standing at night", {
             "hair_color": "bald", "action": "standing", "scene": "night"}),
+        ("A person in a RED shirt, waving!", {"shirt_color": "red", "action": "waving"}),
         ("a painter looks up from the canvas", None),
         ("", None),
     ],

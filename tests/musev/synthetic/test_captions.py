@@ -10,7 +10,6 @@ from musev.synthetic.captions import (
     SCENE_PHRASES,
     VOCABULARY,
     draw_caption,
-    words_of,
 )
 from musev.synthetic.people import (
     ACTIONS,
@@ -22,6 +21,7 @@ from musev.synthetic.people import (
     RandomStream,
     draw_attributes,
 )
+from musev.words import words_of
 
 CASES = [(draw_attributes(RandomStream(1, i)), i) for i in range(600)]
 
