@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -218,10 +219,22 @@ def _check_row(
 
 
 def _attributes(values: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
-    """Every other column that holds something, as plain JSON values."""
-    extra = {
-        name: value
-        for name, value in values.items()
-        if name not in known and value is not None and not isinstance(value, BadCell)
-    }
-    return json.loads(json.dumps(extra, default=str))
+    """Every other column that holds something, as plain JSON values; NaN is a gap, as in pandas."""
+    extra: dict[str, Any] = {}
+    for name, value in values.items():
+        gap = value is None or isinstance(value, BadCell)
+        gap = gap or (isinstance(value, float) and math.isnan(value))
+        if name in known or gap:
+            continue
+        try:
+            text = json.dumps({name: value}, default=str, ensure_ascii=False, allow_nan=False)
+            text.encode()
+        except ValueError:  # also of text that is half a sign
+            raise _BadValueError(
+                name,
+                value,
+                "JSON has no such value, so it cannot go along with the clip. Leave the cell "
+                "empty, or put a number or text there.",
+            ) from None
+        extra |= json.loads(text)
+    return extra

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from musev import __version__
+from musev.errors import StorageError
 from musev.training.shard_files import (
     FORMAT,
     INDEX_FIELDS,
@@ -28,7 +29,7 @@ from musev.training.shard_files import (
     MEMBERS,
     describe_tar,
 )
-from pipelines.clip_table import ClipFailure
+from pipelines.clip_table import ClipFailure, ClipRow
 from pipelines.dataset_plan import DRAWN_LICENCE, UNKNOWN_LICENCE, DatasetConfig, Shard, Source
 from pipelines.ledger import Ledger, Record
 
@@ -86,9 +87,10 @@ def read_state(ledger: Ledger, shards: Sequence[Shard], source: Source) -> Datas
     parts: list[pa.Table] = []
     failures = list(source.table.failures) if source.table else []
     num_bytes, paths, marks = 0, [], set()
-    for record in read_records(ledger, [s.name for s in shards if s.name in committed]):
-        parts.append(pa.Table.from_pylist(_clips_of(ledger, record), schema=INDEX_SCHEMA))
-        failures += [ClipFailure(**failure) for failure in record["failed"]]
+    for shard, record in read_records(ledger, [s for s in shards if s.name in committed]):
+        clips, lacking = holdings(ledger, shard, record)
+        parts.append(pa.Table.from_pylist(clips, schema=INDEX_SCHEMA))
+        failures += lacking
         num_bytes += record["bytes"]
         paths.append(record["video"])
         marks.add(record["vae_mark"])
@@ -105,31 +107,67 @@ def read_state(ledger: Ledger, shards: Sequence[Shard], source: Source) -> Datas
     )
 
 
-def read_records(ledger: Ledger, names: Sequence[str]) -> Iterator[Record]:
+def read_records(ledger: Ledger, shards: Sequence[Shard]) -> Iterator[tuple[Shard, Record]]:
     """Read commit records side by side, a few at a time: a record holds a shard's index.
 
     Args:
         ledger: Of the output.
-        names: Of committed shards.
+        shards: Committed ones.
 
     Yields:
-        Records in the order of the names.
+        Shards in their order, each with its record.
     """
     with ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
-        for start in range(0, len(names), _SIDE_BY_SIDE):
-            for record in pool.map(ledger.find_commit, names[start : start + _SIDE_BY_SIDE]):
+        for start in range(0, len(shards), _SIDE_BY_SIDE):
+            some = shards[start : start + _SIDE_BY_SIDE]
+            records = pool.map(ledger.find_commit, [shard.name for shard in some])
+            for shard, record in zip(some, records, strict=True):
                 if record is not None:
-                    yield record
+                    yield shard, record
 
 
-def _clips_of(ledger: Ledger, record: Record) -> list[dict[str, Any]]:
+def holdings(
+    ledger: Ledger, shard: Shard, record: Record
+) -> tuple[list[dict[str, Any]], list[ClipFailure]]:
+    """What a committed shard holds, and what it lacks.
+
+    An attempt can leave its tar file without a record. The next one then describes its own, and
+    what is stored decides: other bytes, perhaps other clips.
+
+    Args:
+        ledger: Of the output.
+        shard: With its rows, if it is of a table.
+        record: Its commit record.
+
+    Returns:
+        Index rows, and failures of the rows that have none.
+    """
+    failures = [ClipFailure(**failure) for failure in record["failed"]]
     if record["sha256"] == record["clips_of"]:
-        return record["clips"]
-    # An earlier attempt's tar was there already, with other bytes: the places are those in it.
+        return record["clips"], failures
     with tempfile.TemporaryDirectory(prefix="musev-shard-") as folder:
         local = Path(folder) / "shard.tar"
         ledger.store.fetch(record["video"], local)
-        return describe_shard(record["video"], local)
+        clips = describe_shard(record["video"], local)
+    there = {clip["clip_id"] for clip in clips}
+    known = {failure.clip_id: failure for failure in failures}
+    lacking = [row for row in shard.rows or () if row.clip_id not in there]
+    return clips, [known.get(row.clip_id) or _left_out(row) for row in lacking]
+
+
+def _left_out(row: ClipRow) -> ClipFailure:
+    return ClipFailure(
+        row=row.row,
+        clip_id=row.clip_id,
+        column="",
+        value="",
+        error_class=StorageError.__name__,
+        stage="make_shard",
+        message=(
+            "the attempt that wrote this shard left the clip out and ended before it said why. "
+            "Run again with --retry-failed."
+        ),
+    )
 
 
 def _lost_row(record: Record, row: int, clip_id: str) -> ClipFailure:

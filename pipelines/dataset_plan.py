@@ -196,6 +196,25 @@ def newest_rounds(shards: Sequence[Shard], committed: Collection[str]) -> list[S
     return [in_round(shard, rounds.get(shard.name, 0)) for shard in shards]
 
 
+def newest_committed(shards: Sequence[Shard], committed: Collection[str]) -> list[Shard]:
+    """Move shards whose own round is not committed back to the highest one that is.
+
+    A round that was given up costs no clip of the round before.
+
+    Args:
+        shards: At the rounds that were tried.
+        committed: Names of committed shards.
+
+    Returns:
+        The shards; those without any commit stay as they are.
+    """
+    older = [earlier_rounds(shard, committed) for shard in shards]
+    return [
+        old[-1] if old and shard.name not in committed else shard
+        for shard, old in zip(shards, older, strict=True)
+    ]
+
+
 def in_round(shard: Shard, number: int) -> Shard:
     """The same clips in another round."""
     values = {name: getattr(shard, name) for name in ("first", "end", "digest", "rows")}

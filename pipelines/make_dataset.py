@@ -23,7 +23,7 @@ from typing import Any
 
 from musev.config import Profile
 from musev.errors import ConfigError
-from pipelines.dataset_card import DatasetState, read_records, read_state, write_card
+from pipelines.dataset_card import DatasetState, holdings, read_records, read_state, write_card
 from pipelines.dataset_plan import (
     DatasetConfig,
     Shard,
@@ -32,6 +32,7 @@ from pipelines.dataset_plan import (
     differences,
     earlier_rounds,
     in_round,
+    newest_committed,
     newest_rounds,
     plan_shards,
 )
@@ -51,7 +52,8 @@ from pipelines.stages.make_shard import LoadEncoder, MakeShard, load_encoder
 logger = logging.getLogger(__name__)
 
 SETTINGS = "settings.json"
-_KEPT_MODELS = ("vae", "text_encoder", "tokenizer", "random")
+_KEPT_MODELS = ("vae", "text_encoder", "tokenizer", "t2i_file", "random")
+"""Parts of :func:`musev.weight_parts.digest_weights` that precompute; a base in one file is all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +76,11 @@ class DatasetGraph:
     @property
     def settings(self) -> dict[str, Any]:
         """What decides the bytes besides the clips themselves."""
-        used = {n: d for n, d in self.model_digests.items() if n in _KEPT_MODELS}
-        return dataset_settings(self.config, self.source, used if self.profile else {})
+        used = {}
+        if self.profile is not None:
+            used = {n: d for n, d in self.model_digests.items() if n in _KEPT_MODELS}
+            used["precision"] = self.profile.precision
+        return dataset_settings(self.config, self.source, used)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,9 +137,9 @@ def plan_dataset(graph: DatasetGraph, *, retry_failed: bool = False) -> DatasetP
     committed, failed = ledger.committed_ids(), set(ledger.failures())
     shards = newest_rounds(plan_shards(settings, graph.source), committed)
     if retry_failed:
-        there = [shard.name for shard in shards if shard.name in committed]
-        records = zip(there, read_records(ledger, there), strict=True)
-        lacking = {name for name, record in records if record["failed"]}
+        there = [shard for shard in shards if shard.name in committed]
+        records = read_records(ledger, there)
+        lacking = {shard.name for shard, record in records if holdings(ledger, shard, record)[1]}
         shards = [
             in_round(shard, shard.round + 1) if shard.name in lacking else shard for shard in shards
         ]
@@ -174,11 +179,12 @@ def run_make_dataset(
     for shard in plan.to_make:
         ledger.clear_failure(shard.name)
     make_shards(graph, plan.to_make, on_shard=on_shard)
-    state = read_state(ledger, plan.shards, graph.source)
+    shards = newest_committed(plan.shards, ledger.committed_ids())
+    state = read_state(ledger, shards, graph.source)
     card = write_card(
         ledger, state, config=graph.config, source=graph.source, settings=graph.settings
     )
-    _drop_earlier_rounds(ledger, plan.shards)
+    _drop_earlier_rounds(ledger, shards)
     return state, card
 
 

@@ -272,10 +272,14 @@ def draw_shot(
         ground = height * place.uniform(0.925, 0.95)
         return Shot(motion, scale, width * place.uniform(0.45, 0.55), ground)
     tall = 0.71 + manner.headroom if framing == "half" else 0.46
-    scale = place.uniform(0.9, 0.96) * min(height / tall, width / max(manner.breadth, 0.46))
+    broad = max(manner.breadth, 0.46)
+    # What a tall picture has to spare is above the head, or it would show more of the body.
+    spare = max(0.0, height - width * tall / broad) if height > width else 0.0
+    side = height - spare
+    scale = place.uniform(0.9, 0.96) * min(side / tall, width / broad)
     # Room for two raised arms above the head; a bow needs none, so the head stays near the top.
     top = 1.0 + (manner.headroom if framing == "half" else 0.0)
-    ground = height * place.uniform(0.05, 0.08) + scale * top * math.cos(CAMERA_PITCH)
+    ground = spare + side * place.uniform(0.05, 0.08) + scale * top * math.cos(CAMERA_PITCH)
     return Shot(motion, scale, width * place.uniform(0.46, 0.54), ground)
 
 

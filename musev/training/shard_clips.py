@@ -201,8 +201,9 @@ def open_clips(
         )
     if needs["control"] and not dataset.has(CONTROL):
         raise ConfigError(
-            f"dataset {uri} has no control drawings, which the stage needs. Give the table a "
-            "column 'control', or draw clips."
+            f"dataset {uri} has control drawings of {dataset.count(CONTROL)} of "
+            f"{dataset.num_clips} clips; the stage needs them of all. Fill in the table's column "
+            "'control', or draw clips."
         )
     kept = set(held_out_numbers(dataset.num_clips))
     training = [number for number in range(dataset.num_clips) if number not in kept]

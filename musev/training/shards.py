@@ -16,6 +16,7 @@ from typing import Any
 import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from musev.errors import ConfigError, MediaError
@@ -77,8 +78,13 @@ class ShardDataset:
         return [range(a, b) for a, b in itertools.pairwise(cuts) if b > a]
 
     def has(self, suffix: str) -> bool:
-        """Whether the first clip has a file of that suffix; a dataset is of one kind throughout."""
-        return self.num_clips > 0 and suffix in _places(self.row(0))
+        """Whether every clip has a file of that suffix."""
+        return 0 < self.num_clips == self.count(suffix)
+
+    def count(self, suffix: str) -> int:
+        """Clips that have a file of that suffix."""
+        names = pc.struct_field(pc.list_flatten(self._index.column("members")), "name")
+        return pc.sum(pc.equal(names, suffix)).as_py() or 0
 
     def read(self, numbers: Sequence[int], suffixes: Sequence[str] | None = None) -> list[Files]:
         """Read clips by number: one range of a tar for each file, side by side on object stores.

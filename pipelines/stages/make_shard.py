@@ -246,7 +246,11 @@ def _quarantined(shard: Shard, attempts: int) -> dict[str, Any]:
         ),
         "attempts": attempts,
         "shard": asdict(shard) | {"rows": None},
-        "rows": [] if shard.rows is None else [[row.row, row.clip_id] for row in shard.rows],
+        "rows": (
+            [[index, ""] for index in range(shard.first, shard.end)]
+            if shard.rows is None
+            else [[row.row, row.clip_id] for row in shard.rows]
+        ),
     }
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +108,23 @@ def test_names_of_columns() -> None:
     for wrong in ("video", "video=", "film=url"):
         with pytest.raises(ConfigError, match="OURS=THEIRS"):
             parse_names(wrong)
+
+
+def test_what_json_cannot_hold_costs_its_row_alone_and_nan_is_a_gap(tmp_path: Path) -> None:
+    rows = [
+        {"clip_id": "a", "video": "a.mp4", "caption": "one", "score": math.nan},
+        {"clip_id": "b", "video": "b.mp4", "caption": "two", "score": math.inf},
+        {"clip_id": "c", "video": "c.mp4", "caption": "three", "score": 0.5},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
+    found = read_clip_table(str(tmp_path / "t.parquet"))
+    assert [(row.clip_id, row.attributes) for row in found.rows] == [
+        ("a", {}),
+        ("c", {"score": 0.5}),
+    ]
+    (failure,) = found.failures
+    assert (failure.row, failure.column, failure.value) == (1, "score", "inf")
+    half = '{"clip_id":"a","video":"a.mp4","caption":"one","title":"\\ud83d"}\n'
+    (failure,) = table(tmp_path, half, "t.jsonl").failures
+    assert (failure.column, failure.value) == ("title", r"'\ud83d'")
+    assert "JSON has no such value" in failure.message

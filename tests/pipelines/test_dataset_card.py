@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -14,6 +15,8 @@ from pipelines.clip_table import ClipFailure
 from pipelines.dataset_card import DatasetState, card_page, make_card, read_state, write_card
 from pipelines.dataset_plan import DatasetConfig, Shard, Source, dataset_settings, plan_shards
 from pipelines.ledger import Ledger
+from pipelines.make_dataset import plan_dataset
+from pipelines.resources import MAX_ATTEMPTS
 from pipelines.stages.make_shard import MakeShard
 from tests.pipelines.dataset_parts import (
     SMALL,
@@ -21,6 +24,7 @@ from tests.pipelines.dataset_parts import (
     drawn,
     graph,
     of_table,
+    video,
     write_table,
 )
 
@@ -161,3 +165,37 @@ def test_a_tar_that_was_there_already_is_described_as_it_lies_there(tmp_path: Pa
         offset, size = next((m["offset"], m["size"]) for m in row["members"] if m["name"] == "json")
         assert json.loads(planted[offset : offset + size])["key"] == row["key"]
         assert row["shard"] == shard.path
+
+
+def test_clips_that_an_adopted_tar_lacks_are_told_and_tried_again(tmp_path: Path) -> None:
+    """Its attempt ended between tar file and record; the next one could make other rows."""
+    source = of_table(write_table(tmp_path, 4, bad={1: "late.mp4", 2: "early.mp4"}))
+    wired = graph(tmp_path, source)
+    shard = plan_shards(wired.settings, source)[0]
+    video(tmp_path / "early.mp4", grey=60)
+    made(tmp_path, source)
+    (tmp_path / "out" / "commits" / f"{shard.name}.json").unlink()
+    (tmp_path / "early.mp4").unlink()
+    video(tmp_path / "late.mp4", grey=30)
+    cache = dataclasses.replace(wired.cache, run_id="b", folder=str(tmp_path / "cache2"))
+    stage = MakeShard(config=SMALL, seed=None, ledger=wired.ledger, cache=cache, pulse=Silent())
+    stage({"shard": shard.to_json()})
+    found = read_state(wired.ledger, [shard], source)
+    assert [row["clip_id"] for row in found.clips.to_pylist()] == ["c0", "c2"]
+    (left_out,) = found.failures
+    assert (left_out.row, left_out.clip_id) == (1, "c1")
+    assert "--retry-failed" in left_out.message
+    (again,) = (each for each in plan_dataset(wired, retry_failed=True).to_make if each.round)
+    assert again.first == shard.first
+
+
+def test_a_drawn_shard_that_was_given_up_names_its_clips(tmp_path: Path) -> None:
+    wired = graph(tmp_path, drawn(5))
+    _, shard = plan_shards(wired.settings, drawn(5))
+    stage = MakeShard(config=SMALL, seed=4, ledger=wired.ledger, cache=wired.cache, pulse=Silent())
+    for _ in range(MAX_ATTEMPTS):
+        wired.ledger.begin_attempt(shard.name)
+    stage({"shard": shard.to_json()})
+    found = read_state(wired.ledger, [shard], drawn(5))
+    assert [item.row for item in found.failures] == [3, 4]
+    assert "--retry-failed" in found.failures[0].message

@@ -15,6 +15,7 @@ from pipelines.dataset_plan import (
     differences,
     earlier_rounds,
     in_round,
+    newest_committed,
     newest_rounds,
     plan_shards,
     shard_from_json,
@@ -107,6 +108,14 @@ def test_rounds_follow_what_is_committed() -> None:
     assert newest[0].name == f"{first.name}-r2"
     assert [old.round for old in earlier_rounds(newest[0], committed)] == [0, 1]
     assert earlier_rounds(second, committed) == []
+
+
+def test_a_round_that_is_not_committed_gives_way_to_the_one_before() -> None:
+    first, second = plan(drawn(8))
+    committed = {first.name, in_round(first, 1).name}
+    tried = [in_round(first, 2), second]
+    assert newest_committed(tried, committed) == [in_round(first, 1), second]
+    assert newest_committed(tried, {in_round(first, 2).name}) == tried
 
 
 def test_differences_are_named() -> None:

@@ -41,6 +41,14 @@ from tests.s3_server import S3Server
 
 pytestmark = pytest.mark.timeout(240)
 
+GIVEN_UP = {
+    "status": "quarantined",
+    "error_class": "WorkerLostError",
+    "error_stage": "make_shard",
+    "error_message": "it killed its worker",
+    "rows": [],
+}
+
 
 @pytest.fixture(scope="module", autouse=True)
 def ray_here() -> Iterator[None]:
@@ -112,6 +120,24 @@ def test_bad_rows_fail_alone_and_are_tried_again_when_asked(folder: Path) -> Non
     assert make(later)[2] == []
 
 
+def test_a_retry_that_is_given_up_costs_no_clip(folder: Path) -> None:
+    """The shard of the first try stays, with the reason that it had for the row it lacks."""
+    source = of_table(write_table(folder, 3, bad={1: "nowhere.mp4"}))
+    make(graph(folder, source))
+    before = files_of(folder)
+    wired = graph(folder, source)
+    plan = plan_dataset(wired, retry_failed=True)
+    (again,) = plan.to_make
+    wired.ledger.fail(again.name, GIVEN_UP)
+    given_up = dataclasses.replace(plan, to_make=[])
+    state, card = run_make_dataset(wired, given_up, on_shard=lambda *_: None)
+    assert card["counts"]["clips"] == 2
+    assert [(item.row, item.column) for item in state.failures] == [(1, "video")]
+    tried = {name: data for name, data in files_of(folder).items() if "failures/" not in name}
+    assert tried == before
+    assert len(plan_dataset(graph(folder, source), retry_failed=True).to_make) == 1
+
+
 def test_a_row_that_kills_its_worker_fails_alone(folder: Path) -> None:
     table = write_table(folder, 4)
     rows = [dataclasses.replace(row, caption="die") if row.row == 1 else row for row in table.rows]
@@ -125,16 +151,7 @@ def test_a_row_that_kills_its_worker_fails_alone(folder: Path) -> None:
 def test_a_shard_that_was_given_up_is_left_alone_until_asked(folder: Path) -> None:
     wired = graph(folder, drawn(4))
     first, second = plan_dataset(wired).shards
-    wired.ledger.fail(
-        first.name,
-        {
-            "status": "quarantined",
-            "error_class": "WorkerLostError",
-            "error_stage": "make_shard",
-            "error_message": "it killed its worker",
-            "rows": [],
-        },
-    )
+    wired.ledger.fail(first.name, GIVEN_UP)
     plan = plan_dataset(wired)
     assert plan.to_make == [second]
     assert plan.failed_before == [first]
@@ -159,6 +176,14 @@ def test_an_output_holds_one_dataset(folder: Path) -> None:
     ):
         with pytest.raises(ConfigError, match="other settings"):
             plan_dataset(other)
+
+
+def test_all_that_decides_latents_is_in_the_settings(folder: Path) -> None:
+    digests = {"t2i_file": "a", "tokenizer": "b", "unet": "c", "vae": "d", "text_encoder": "e"}
+    wired = graph(folder, drawn(1), profile=MINI, model_digests=digests)
+    kept = {name: digest for name, digest in digests.items() if name != "unet"}
+    assert wired.settings["models"] == {**kept, "precision": "float32"}
+    assert graph(folder, drawn(1), model_digests=digests).settings["models"] == {}
 
 
 def test_on_s3(folder: Path, s3_uri: str, s3_server: S3Server) -> None:

@@ -91,6 +91,9 @@ def test_streams_start_anywhere_and_interleave() -> None:
     assert odd == whole[1::2]
 
 
+HIPS, KNEES = [8, 11], [9, 12]
+
+
 @pytest.mark.parametrize(
     ("height", "width"), [(64, 64), (128, 128), (96, 160), (192, 112), (333, 257)]
 )
@@ -115,6 +118,29 @@ def test_the_same_clip_at_twice_the_size_is_the_same_picture() -> None:
         np.testing.assert_allclose(large.points_TJ2, 2 * small.points_TJ2, atol=0.6)
         halved = cv2.resize(large.frames_TYXC[0], (128, 128), interpolation=cv2.INTER_AREA)
         assert np.abs(halved.astype(int) - small.frames_TYXC[0]).mean() < 7
+
+
+def seen_below(height: int, width: int) -> dict[str, tuple[float, float]]:
+    """Framing to the share of clips that show the hips, and that show a knee."""
+    seen: dict[str, list[tuple[bool, bool]]] = {"half": [], "portrait": []}
+    for index in range(120):
+        framing = plan_clip(31, index).framing
+        if framing in seen:
+            clip = draw_clip(31, index, num_frames=1, height=height, width=width)
+            y = clip.points_TJ2[0, :, 1]
+            seen[framing].append((bool((y[HIPS] < height).all()), bool((y[KNEES] < height).any())))
+    return {name: tuple(np.mean(shares, axis=0)) for name, shares in seen.items()}
+
+
+def test_no_size_shows_more_of_the_body_than_the_framing_says() -> None:
+    square = seen_below(128, 128)
+    assert square["half"][1] < 0.35
+    assert square["portrait"] < (0.4, 0.01)
+    for height, width in ((192, 112), (384, 128), (112, 192)):
+        found = seen_below(height, width)
+        assert found["half"][0] == 1
+        for name in square:
+            assert np.all(np.less_equal(found[name], square[name])), (name, height, width)
 
 
 def every_kind() -> list[tuple[str, str]]:

@@ -184,7 +184,7 @@ def test_a_stage_trains_from_a_dataset_and_goes_on_with_the_same_batches(
     ("needs", "phrase"),
     [
         ({"num_frames": 9, "control": False}, "--set num_frames=9"),
-        ({"num_frames": 1, "control": True}, "no control drawings"),
+        ({"num_frames": 1, "control": True}, "control drawings of 0 of"),
     ],
 )
 def test_a_dataset_that_cannot_serve_the_stage_is_refused(

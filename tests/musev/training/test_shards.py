@@ -46,6 +46,15 @@ def test_the_index_says_what_there_is(dataset: ShardDataset) -> None:
     assert not dataset.has("latents.safetensors")
 
 
+def test_a_file_that_some_clips_lack_is_not_had(tmp_path: Path) -> None:
+    files = plain_files(0)
+    uri = write_dataset(tmp_path / "d", [[{**files, "control.mp4": b"x"}, files]])
+    mixed = ShardDataset(uri)
+    assert (mixed.count("control.mp4"), mixed.count("mp4")) == (1, 2)
+    assert mixed.has("mp4")
+    assert not mixed.has("control.mp4")
+
+
 def test_clips_are_read_by_number_in_the_order_asked_for(dataset: ShardDataset) -> None:
     found = dataset.read([9, 0, 9])
     assert found == [plain_files(9), plain_files(0), plain_files(9)]
