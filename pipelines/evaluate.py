@@ -28,7 +28,7 @@ from pipelines.resources import (
 from pipelines.rounds import stream_patiently
 from pipelines.rows import canonical_json
 from pipelines.scores import Scored, read_scores, update_results
-from pipelines.stages.judge import FAILED, VERSION, JudgeClip
+from pipelines.stages.judge import FAILED, READ, VERSION, JudgeClip
 
 SILENCE_S = 900.0
 """Rows wait and none has come back for so long: start a new round."""
@@ -71,8 +71,8 @@ def plan_evaluation(ledger: Ledger, *, only: set[str] | None = None) -> Evaluati
         only: Sample ids to look at; None for all.
 
     Returns:
-        The plan. Scores of older judges, of other bytes, or of a video that could not be read, are
-        made again.
+        The plan. Scores of older judges, of other bytes, or of a video or other media that could
+        not be read, are made again.
 
     Raises:
         MusevError: If nothing is committed below the output URL.
@@ -160,6 +160,7 @@ def _row(name: str, record: Record) -> Row:
         "request": request if isinstance(request, str) else canonical_json(request),
         "video": record["video"],
         "sha256": record["sha256"],
+        "media_digests": canonical_json(record.get("media_digests") or {}),
         **{key: record[key] for key in ("fps", "num_frames", "width", "height")},
     }
 
@@ -169,5 +170,5 @@ def _is_current(scored: Scored | None, record: Record) -> bool:
         scored is not None
         and scored.version == VERSION
         and scored.sha256 == record["sha256"]
-        and "video" not in scored.reasons
+        and not READ & set(scored.reasons)
     )

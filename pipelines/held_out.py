@@ -115,7 +115,7 @@ def write_inputs(
         num_frames = LONG_FRAMES if drawn.kind == _LONG else profile.num_frames
         needed = num_frames if drawn.kind == _POSE else 1
         clip = drawn.draw(num_frames=needed, fps=profile.fps, **size)
-        name = f"{drawn.kind}-{drawn.index:05d}"
+        name = f"{drawn.kind}-{drawn.seed}-{drawn.index:05d}"  # one folder may hold several seeds
         row: dict[str, Any] = {
             "request_id": name,
             "prompt": clip.caption,

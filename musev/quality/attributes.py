@@ -7,7 +7,7 @@ of the tables of :mod:`musev.synthetic.people`, or None with a reason.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 
 from musev.quality.fidelity import to_lab
 from musev.quality.networks import joint_features, load_action_net
-from musev.quality.pose import SEEN, People, find_people, part_of
+from musev.quality.pose import SEEN, People, find_people, part_of, surely_part
 from musev.quality.score import Score, unknown
 from musev.synthetic.people import (
     ACTIONS,
@@ -106,7 +106,7 @@ def read_color(frames_TYXC: np.ndarray, found: People, part: str) -> Reading:
     Returns:
         A colour's name; None if too little of the part is seen or its colour is in no table.
     """
-    return _name_color(frames_TYXC, part_of(found, part) > _SURE, part)
+    return _name_color(frames_TYXC, surely_part(found, part, above=_SURE), part)
 
 
 def _name_color(frames_TYXC: np.ndarray, chosen_TYX: np.ndarray, part: str) -> Reading:
@@ -131,9 +131,11 @@ def read_hair(frames_TYXC: np.ndarray, found: People) -> Reading:
         A hair colour, ``bald``, or None: without a head to look at, or where hair would have the
         skin's colour.
     """
-    head_TYX = _head_mask(found)
-    hair_TYX = (part_of(found, "hair") > 0.5) & head_TYX
-    skin_TYX = (part_of(found, "skin") > _SURE) & head_TYX
+    hair_TYX = surely_part(found, "hair", above=0.5)
+    skin_TYX = surely_part(found, "skin", above=_SURE)
+    for hair_YX, skin_YX, head_YX in zip(hair_TYX, skin_TYX, _head_masks(found), strict=True):
+        hair_YX &= head_YX
+        skin_YX &= head_YX
     if hair_TYX.sum() + skin_TYX.sum() < _FEWEST_PIXELS:
         return Reading(None, "no head to be seen")
     if hair_TYX.sum() < max(_LEAST_HAIR * skin_TYX.sum(), 1):
@@ -148,22 +150,26 @@ def read_hair(frames_TYXC: np.ndarray, found: People) -> Reading:
     return _name_color(frames_TYXC, hair_TYX, "hair")
 
 
-def _head_mask(found: People) -> np.ndarray:
-    """Pixels within a head's reach of the middle of eyes and nose."""
+def _head_masks(found: People) -> Iterator[np.ndarray]:
+    """Pixels within a head's reach of the middle of eyes and nose, frame by frame."""
     height, width = found.parts_TPYX.shape[2:]
     rows_YX, columns_YX = np.indices((height, width))
     face_T2 = found.points_TJ2[:, [0, 14, 15]].mean(axis=1)
     radius_T = 0.9 * np.linalg.norm(face_T2 - found.points_TJ2[:, 1], axis=-1)
-    across = columns_YX - face_T2[:, 0, None, None]
-    down = rows_YX - face_T2[:, 1, None, None]
-    return across**2 + down**2 < np.maximum(radius_T, 3)[:, None, None] ** 2
+    reach_T = np.maximum(radius_T, 3) ** 2
+    for (x, y), reach in zip(face_T2, reach_T, strict=True):
+        yield (columns_YX - x) ** 2 + (rows_YX - y) ** 2 < reach
 
 
 def _middle_color(frames_TYXC: np.ndarray, chosen_TYX: np.ndarray) -> np.ndarray:
     """Median Lab colour of the chosen pixels, of at most some 20,000 of them."""
-    pixels_N3 = frames_TYXC[chosen_TYX]
-    every = max(1, len(pixels_N3) // 20_000)
-    return np.median(to_lab(pixels_N3[None, ::every])[0], axis=0)
+    every = max(1, int(chosen_TYX.sum()) // 20_000)
+    picked, num_seen = [], 0
+    for frame_YXC, chosen_YX in zip(frames_TYXC, chosen_TYX, strict=True):
+        pixels_N3 = frame_YXC[chosen_YX]
+        picked.append(pixels_N3[-num_seen % every :: every])
+        num_seen += len(pixels_N3)
+    return np.median(to_lab(np.concatenate(picked)[None])[0], axis=0)
 
 
 @functools.cache
@@ -181,7 +187,8 @@ def read_scene(frames_TYXC: np.ndarray, found: People) -> Reading:
     Returns:
         A scene's name; None if no backdrop is near.
     """
-    rows, weights = _rows_of_color(frames_TYXC, part_of(found, "other"))
+    picks = np.unique(np.linspace(0, len(frames_TYXC) - 1, 4).astype(int))
+    rows, weights = _rows_of_color(frames_TYXC[picks], part_of(found, "other")[picks] > _SURE)
     if (weights > 0).mean() < 0.3:
         return Reading(None, "the person covers the scene")
     templates_NR3, names = _scene_templates()
@@ -194,12 +201,10 @@ def read_scene(frames_TYXC: np.ndarray, found: People) -> Reading:
     return Reading(names[nearest])
 
 
-def _rows_of_color(frames_TYXC: np.ndarray, other_TYX: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _rows_of_color(frames_TYXC: np.ndarray, free_TYX: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Median Lab colour of 16 bands of rows beside the person, and how much of each is free."""
-    picks = np.unique(np.linspace(0, len(frames_TYXC) - 1, 4).astype(int))
     rows, weights = [], []
-    free_TYX = other_TYX[picks] > _SURE
-    lab_TYXC = np.stack([to_lab(frame) for frame in frames_TYXC[picks]])
+    lab_TYXC = np.stack([to_lab(frame) for frame in frames_TYXC])
     for band in np.array_split(np.arange(frames_TYXC.shape[1]), _SCENE_ROWS):
         free, lab = free_TYX[:, band], lab_TYXC[:, band]
         share = float(free.mean())
@@ -212,7 +217,7 @@ def _rows_of_color(frames_TYXC: np.ndarray, other_TYX: np.ndarray) -> tuple[np.n
 def _scene_templates() -> tuple[np.ndarray, tuple[str, ...]]:
     """Rows of colour of backdrops drawn without anybody, twelve for each scene and framing."""
     rows, names = [], []
-    everywhere = np.ones((1, _SCENE_SIDE, _SCENE_SIDE))
+    everywhere = np.ones((1, _SCENE_SIDE, _SCENE_SIDE), bool)
     for scene in SCENES:
         for framing in FRAMINGS:
             for sample in range(_SCENE_SAMPLES):
@@ -245,8 +250,8 @@ def read_action(found: People, size: tuple[int, int], *, fps: float = _ACTION_FP
     if (found.seen_TJ[:, 1] > SEEN).mean() < 0.5:
         return Reading(None, "nobody to be seen")
     picks = np.minimum(times.round().astype(int), len(found.points_TJ2) - 1)
-    height, width = size
-    shares = ((found.points_TJ2[picks] + 0.5) / [width, height]).astype(np.float32)
+    # Square pixels of square pictures are what the network knows: one scale for both directions.
+    shares = ((found.points_TJ2[picks] + 0.5) / min(size)).astype(np.float32)
     seen = found.seen_TJ[picks].astype(np.float32)
     last = max(0, len(picks) - _ACTION_FRAMES)
     starts = sorted({*range(0, last, _ACTION_FRAMES // 2), last})

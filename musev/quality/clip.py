@@ -51,8 +51,9 @@ class Expected:
     truth_TYXC: np.ndarray | None = None
     windows: Sequence[Window] | None = None
     """Those of the generated frames' last step, the first generated frame being number 0."""
-    num_given: int = 0
-    """Frames at the beginning that were given, or drawn by themselves: no window holds them."""
+    given: tuple[int, ...] = ()
+    """Numbers, rising, of the frames that were given, or drawn by themselves: no window holds
+    them."""
 
     @property
     def shows_person(self) -> bool:
@@ -63,6 +64,20 @@ class Expected:
     def poses(self) -> bool:
         """Whether it is known where the joints should be."""
         return self.points_TJ2 is not None and self.visible_TJ is not None
+
+    def generated(self, frames_TYXC: np.ndarray) -> np.ndarray:
+        """Leave out the frames that were given; no copy where these stand in front.
+
+        Args:
+            frames_TYXC: The whole clip.
+
+        Returns:
+            The frames that windows hold.
+        """
+        num_given = len(self.given)
+        if self.given == tuple(range(num_given)):
+            return frames_TYXC[num_given:]
+        return np.delete(frames_TYXC, self.given, axis=0)
 
 
 def judge_clip(
@@ -84,8 +99,8 @@ def judge_clip(
     known = expected or Expected()
     scores = {name: judge(frames_TYXC) for name, judge in ALWAYS.items()}
     if known.windows is not None:
-        truth = None if known.truth_TYXC is None else known.truth_TYXC[known.num_given :]
-        scores["seam_ratio"] = seam_ratio(frames_TYXC[known.num_given :], known.windows, truth)
+        truth = None if known.truth_TYXC is None else known.generated(known.truth_TYXC)
+        scores["seam_ratio"] = seam_ratio(known.generated(frames_TYXC), known.windows, truth)
     if known.truth_TYXC is not None:
         scores["psnr"] = fidelity.psnr(frames_TYXC, known.truth_TYXC)
         scores["ssim"] = fidelity.ssim(frames_TYXC, known.truth_TYXC)

@@ -36,7 +36,7 @@ def curves_of(frames_TYXC: np.ndarray, expected: Expected) -> dict[str, list[flo
             drift.subject_drift(frames_TYXC, find_people(frames_TYXC))
         )
     if expected.windows is not None:
-        generated_TYXC = frames_TYXC[expected.num_given :]
+        generated_TYXC = expected.generated(frames_TYXC)
         borders = window_borders(expected.windows, len(generated_TYXC))
         if borders and len(generated_TYXC) <= MOST_POINTS:
             curves["seam_curve"] = _plain(seam_curve(generated_TYXC, expected.windows))

@@ -101,7 +101,7 @@ def joint_features(points_BTJ2: Tensor, seen_BTJ: Tensor) -> Tensor:
     """Joints as the action network reads them: away from the neck's usual place, unseen ones 0.
 
     Args:
-        points_BTJ2: Joints as shares of the picture's width and height.
+        points_BTJ2: Joints as shares of the picture's shorter side.
         seen_BTJ: 0 to 1, whether each joint is seen.
 
     Returns:

@@ -48,22 +48,22 @@ def find_people(frames_TYXC: np.ndarray) -> People:
     Returns:
         Joints, how sure they are seen, and part maps of the frames' size.
     """
-    height, width = frames_TYXC.shape[1:3]
+    num_frames, height, width = frames_TYXC.shape[:3]
     scale = SIDE_PX / max(height, width)
-    small = [_fit(frame, scale) for frame in frames_TYXC]
-    points, seen, parts = [], [], []
-    for first in range(0, len(small), _BATCH):
-        batch = np.stack(small[first : first + _BATCH])
+    points, seen = [], []
+    parts_TPYX = np.empty((num_frames, len(PARTS), height, width), np.float16)
+    for first in range(0, num_frames, _BATCH):
+        batch = np.stack([_fit(frame, scale) for frame in frames_TYXC[first : first + _BATCH]])
         pictures = torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 255
         joints_BJHW, part_logits, seen_logits = load_people_net()(pictures)
         points.append(_peaks(joints_BJHW.numpy()))
         seen.append(torch.sigmoid(seen_logits).numpy())
-        parts.append(torch.softmax(part_logits, dim=1).numpy())
-    cells_TPHW = np.concatenate(parts)
+        for t, cells_PHW in enumerate(torch.softmax(part_logits, dim=1).numpy(), start=first):
+            parts_TPYX[t] = _unfit(cells_PHW, scale, height, width)
     return People(
         points_TJ2=(np.concatenate(points) + 0.5) / scale - 0.5,
         seen_TJ=np.concatenate(seen),
-        parts_TPYX=np.stack([_unfit(cells, scale, height, width) for cells in cells_TPHW]),
+        parts_TPYX=parts_TPYX,
     )
 
 
@@ -127,7 +127,7 @@ def _unfit(cells_PHW: np.ndarray, scale: float, height: int, width: int) -> np.n
     side = SIDE_PX / scale
     size = (round(side), round(side))
     whole = [cv2.resize(cells, size, interpolation=cv2.INTER_LINEAR) for cells in cells_PHW]
-    return np.stack(whole)[:, :height, :width].astype(np.float16)
+    return np.stack(whole)[:, :height, :width]
 
 
 def _peaks(maps_BJHW: np.ndarray) -> np.ndarray:
@@ -158,3 +158,17 @@ def _peaks(maps_BJHW: np.ndarray) -> np.ndarray:
 def part_of(found: People, name: str) -> np.ndarray:
     """How sure each pixel belongs to a part, ``(T, Y, X)``."""
     return found.parts_TPYX[:, PARTS.index(name)]
+
+
+def surely_part(found: People, name: str, *, above: float) -> np.ndarray:
+    """Which pixels belong to a part for certain.
+
+    Args:
+        found: What was found in the frames.
+        name: Of ``networks.PARTS``.
+        above: How sure is sure, 0 to 1.
+
+    Returns:
+        ``sure_TYX``: bool, the caller's own.
+    """
+    return part_of(found, name) > above

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -38,14 +39,14 @@ def ledger(folder: Path) -> Ledger:
     return ledger
 
 
-def commit(ledger: Ledger, name: str, folder: Path, num_frames: int) -> None:
+def commit(ledger: Ledger, name: str, folder: Path, num_frames: int, **more: object) -> None:
     clip = draw_clip(3, num_frames, height=64, width=64, num_frames=num_frames)
     video = folder / "video.mp4"
     write_segment(video, clip.frames_TYXC, fps=8.0, encoder=EncoderConfig())
     asked = request(name, prompt=clip.caption, num_frames=num_frames, height=64, width=64, fps=8.0)
     measured = {"fps": 8.0, "num_frames": num_frames, "height": 64, "width": 64}
     attempt, _ = ledger.begin_attempt(name)
-    record = {"request_id": name, "request": to_plain(asked), **measured}
+    record = {"request_id": name, "request": to_plain(asked), **measured, **more}
     ledger.commit(name, attempt, video, record)
 
 
@@ -72,6 +73,25 @@ def test_only_what_has_no_current_scores_is_judged(ledger: Ledger) -> None:
     assert {row["sample_id"] for row in plan_evaluation(ledger).to_judge} == {"two", "three"}
     assert plan_evaluation(ledger).num_there == 1
     assert set(plan_evaluation(ledger, only={"one"}).commits) == {"one"}
+
+
+@pytest.mark.parametrize("name", ["condition", "reference", "keypoints"])
+def test_media_that_could_not_be_read_are_tried_again(ledger: Ledger, name: str) -> None:
+    digest = ledger.find_commit("one")["sha256"]  # type: ignore[index]
+    reasons = {name: "storage out of reach", "seam_ratio": "one window"}
+    write_scores(ledger.store, "one", judged(digest, **reasons), {})
+    assert "one" in {row["sample_id"] for row in plan_evaluation(ledger).to_judge}
+    write_scores(ledger.store, "one", judged(digest, seam_ratio="one window"), {})
+    assert "one" not in {row["sample_id"] for row in plan_evaluation(ledger).to_judge}
+
+
+def test_rows_say_what_their_media_held_when_they_were_rendered(
+    ledger: Ledger, folder: Path
+) -> None:
+    commit(ledger, "four", folder, 8, media_digests={"reference_image": "sha256:1"})
+    rows = {row["sample_id"]: row for row in plan_evaluation(ledger).to_judge}
+    assert json.loads(rows["four"]["media_digests"]) == {"reference_image": "sha256:1"}
+    assert json.loads(rows["one"]["media_digests"]) == {}
 
 
 def test_a_place_without_videos_is_an_error_with_a_remedy(folder: Path) -> None:

@@ -73,11 +73,11 @@ def test_media_show_what_the_clip_shows(store: Store) -> None:
     write_inputs(store, FOUR, PROFILE)
     posed, portrait = FOUR[1], FOUR[2]
     clip = posed.draw(num_frames=13, fps=8.0, height=128, width=128)
-    found = np.stack([*read_video(store.local_path(f"{INPUTS}/pose-00001.mp4"))])
+    found = np.stack([*read_video(store.local_path(f"{INPUTS}/pose-9-00001.mp4"))])
     assert found.shape == clip.control_TYXC.shape
     assert np.abs(found.astype(float) - clip.control_TYXC).mean() < 4
     clip = portrait.draw(num_frames=1, fps=8.0, height=128, width=128)
-    picture = read_image(store.read(f"{INPUTS}/identity-00002.png"), name="reference")
+    picture = read_image(store.read(f"{INPUTS}/identity-9-00002.png"), name="reference")
     assert np.array_equal(picture, clip.reference_YXC)
 
 
@@ -87,6 +87,15 @@ def test_writing_twice_writes_the_same_bytes(store: Store) -> None:
     write_inputs(store, FOUR[:3], PROFILE)
     assert {path: store.read(path) for path in store.list(INPUTS)} == before
     assert len(before) == 2
+
+
+def test_another_seed_in_the_same_folder_writes_over_nothing(store: Store) -> None:
+    rows = write_inputs(store, FOUR, PROFILE)
+    before = {path: store.read(path) for path in store.list(INPUTS)}
+    rows += write_inputs(store, plan_held_out(4, 10), PROFILE)
+    assert {path: store.read(path) for path in before} == before
+    assert len([*store.list(INPUTS)]) == 2 * len(before)
+    assert len({row["request_id"] for row in rows}) == 8
 
 
 def test_kinds_that_weights_cannot_render_have_reasons() -> None:
@@ -136,9 +145,9 @@ def test_clips_are_drawn_at_the_profiles_size_and_rate(store: Store) -> None:
     small = dataclasses.replace(PROFILE, width=64, height=48, num_frames=5, fps=4.0)
     rows = write_inputs(store, [DrawnClip("pose", 9, 1)], small)
     assert rows[0]["num_frames"] == 5
-    frames = [*read_video(store.local_path(f"{INPUTS}/pose-00001.mp4"))]
+    frames = [*read_video(store.local_path(f"{INPUTS}/pose-9-00001.mp4"))]
     assert (len(frames), frames[0].shape) == (5, (48, 64, 3))
-    assert io.BytesIO(store.read(f"{INPUTS}/pose-00001.mp4")).read(12)[4:8] == b"ftyp"
+    assert io.BytesIO(store.read(f"{INPUTS}/pose-9-00001.mp4")).read(12)[4:8] == b"ftyp"
 
 
 def test_a_perfect_renderer_gets_perfect_scores_and_a_wrong_one_does_not(tmp_path: Path) -> None:
@@ -173,6 +182,6 @@ def judged_report(folder: Path, plan: list[DrawnClip], shown: list[DrawnClip]) -
         write_segment(video, truth.frames_TYXC, fps=request.fps, encoder=PROFILE.encoder)
         ledger.store.put("videos/v.mp4", video)
         row = {"sample_id": request.request_id, "request": request_to_json(request), **size}
-        row |= {"video": "videos/v.mp4", "sha256": "", "fps": request.fps}
+        row |= {"video": "videos/v.mp4", "sha256": "", "fps": request.fps, "media_digests": "{}"}
         assert judge({**row, "num_frames": request.num_frames})["reason"] == ""
     return report_of(read_scores(ledger.store).values(), {})

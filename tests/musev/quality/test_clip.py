@@ -71,7 +71,16 @@ def test_given_frames_are_no_part_of_any_window() -> None:
     clip = frames(4, 49)
     clip = np.concatenate([clip[:1], stepped(clip[1:], (12, 24, 36), 15)])
     windows = last_step_windows(48, TILES)
-    right = score_clip(clip, Expected(windows=windows, num_given=1))["seam_ratio"]
+    right = score_clip(clip, Expected(windows=windows, given=(0,)))["seam_ratio"]
     assert right > 1.5
     with pytest.raises(ShapeError, match="in no window"):
         score_clip(clip, Expected(windows=windows))
+
+
+def test_given_frames_are_left_out_wherever_they_stand() -> None:
+    clip = frames(4, 6)
+    assert np.array_equal(Expected(given=(2, 5)).generated(clip), clip[[0, 1, 3, 4]])
+    for given, rest in (((), clip), ((0, 1), clip[2:])):
+        in_front = Expected(given=given).generated(clip)
+        assert np.array_equal(in_front, rest)
+        assert np.shares_memory(in_front, clip)

@@ -22,7 +22,7 @@ def test_a_clip_of_unknown_people_has_colours_only() -> None:
 
 def test_seams_are_counted_from_the_first_generated_frame() -> None:
     clip = stepped(grainy(frames(1, 37), 3), (13, 25), 15)
-    expected = Expected(windows=last_step_windows(36, TILES), num_given=1)
+    expected = Expected(windows=last_step_windows(36, TILES), given=(0,))
     found = curves.curves_of(clip, expected)
     assert found["borders"] == [12, 24]
     assert len(found["seam_curve"]) == 35

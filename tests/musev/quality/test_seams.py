@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from musev.config import SamplingConfig, WindowConfig
+from musev.config import EncoderConfig, SamplingConfig, WindowConfig
 from musev.errors import ShapeError
+from musev.media import read_video, write_segment
 from musev.quality.seams import last_step_windows, seam_curve, seam_ratio, window_borders
 from tests.musev.quality.controls import frames, grainy, stepped
 
@@ -50,6 +53,25 @@ def test_steps_elsewhere_are_no_seams() -> None:
     windows = last_step_windows(96, TILES)
     clip = stepped(grainy(frames(0, 96), 3), (6, 18, 30, 42, 54, 66, 78, 90), 12)
     assert seam_ratio(clip, windows).value < 1
+
+
+def test_windows_that_stand_still_with_a_jump_at_each_border_have_seams() -> None:
+    windows = last_step_windows(48, TILES)
+    still = np.repeat(frames(0, 1), 48, axis=0)
+    jumping = stepped(still, (12, 24, 36), 3)
+    for truth in (None, still):
+        assert seam_ratio(jumping, windows, truth).value > 20
+        curve = seam_curve(jumping, windows, truth)
+        assert set(np.flatnonzero(curve > 20) + 1) == {12, 24, 36}
+        assert np.delete(curve, [11, 23, 35]) == pytest.approx(1)
+
+
+def test_what_an_encoder_does_to_a_still_picture_is_no_change(tmp_path: Path) -> None:
+    still = np.repeat(frames(0, 1), 48, axis=0)
+    write_segment(tmp_path / "v.mp4", still, fps=8.0, encoder=EncoderConfig())
+    encoded = np.stack([*read_video(tmp_path / "v.mp4")])
+    assert len(np.unique(encoded, axis=0)) > 1
+    assert "do not change" in seam_ratio(encoded, last_step_windows(48, TILES)).reason
 
 
 def test_the_curve_has_its_peaks_at_the_borders() -> None:
