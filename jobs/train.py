@@ -55,7 +55,7 @@ def train(
             metavar="KEY=VALUE",
             help="Change the stage, e.g. loop.num_steps=500 or batch.num_clips=8; repeatable. "
             "run.NAME changes the run: data, size, seed, num_clips, size_px, num_samples, latents, "
-            "renew (networks to build anew).",
+            "renew (networks to build anew), new_schedule (another diffusion than the start's).",
         ),
     ] = None,
     workers: Annotated[
@@ -71,10 +71,11 @@ def train(
     with errors_as_status():
         if strategy not in ("ddp", "fsdp"):
             raise ConfigError(f"--strategy must be ddp or fsdp, got {strategy!r}")
+        if workers == 0 and (gpu or strategy == "fsdp"):
+            flag = "--gpu" if gpu else "--strategy fsdp"
+            raise ConfigError(f"{flag} needs --workers 1 or more; without it nothing runs on Ray")
         run = make_run(stage, output, init, changes or ())
         if workers == 0:
-            if strategy == "fsdp":
-                raise ConfigError("--strategy fsdp needs --workers 1 or more")
             train_here(run)
         else:
             train_on_ray(run, workers, gpu=gpu, strategy=strategy)
@@ -149,17 +150,22 @@ def train_on_ray(run: RunConfig, workers: int, *, gpu: bool, strategy: str) -> N
         strategy: ``ddp`` or ``fsdp``.
 
     Raises:
+        ConfigError: If the run cannot be done as it is asked for; workers try that once.
         MusevError: If it failed more often than :data:`MAX_FAILURES` times.
     """
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    from musev.training.run_config import check_run
+
+    check_run(run, strategy)
     if not ray.is_initialized():
         ray.init(log_to_driver=True)
+    refusal = ray.remote(_Refusal).options(num_cpus=0).remote()
     trainer = TorchTrainer(
         _ray_worker,
-        train_loop_config={"run": run, "strategy": strategy, "gpu": gpu},
+        train_loop_config={"run": run, "strategy": strategy, "gpu": gpu, "refusal": refusal},
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu),
         run_config=RunConfig(
             name=f"musev-{run.stage.name}-{int(time.time())}",
@@ -175,9 +181,44 @@ def train_on_ray(run: RunConfig, workers: int, *, gpu: bool, strategy: str) -> N
             f"training failed: {error}. Run the same command again to go on from the last "
             "checkpoint."
         ) from error
+    if words := ray.get(refusal.read.remote()):
+        raise ConfigError(words)
+
+
+class _Refusal:
+    """An actor that keeps what a worker found wrong with the command.
+
+    Ray starts workers again after any error. Those that find a refusal return at once, and the
+    command ends with its words.
+    """
+
+    def __init__(self) -> None:
+        self._words = ""
+
+    def write(self, words: str) -> None:
+        """Keep the first words."""
+        self._words = self._words or words
+
+    def read(self) -> str:
+        """The words; empty: nothing is wrong."""
+        return self._words
 
 
 def _ray_worker(config: dict[str, Any]) -> None:
+    """Train this worker's share, unless the command was found to be wrong."""
+    import ray
+
+    refusal = config["refusal"]
+    if ray.get(refusal.read.remote()):
+        return
+    try:
+        _train_share(config)
+    except ConfigError as error:
+        ray.get(refusal.write.remote(str(error)))
+        raise
+
+
+def _train_share(config: dict[str, Any]) -> None:
     """What every Ray worker runs: a share of every batch, gradients averaged over all."""
     import ray.train
     import torch
@@ -206,7 +247,7 @@ def _train(
     import dataclasses
 
     from musev.training.checkpoints import CheckpointStore
-    from musev.training.loop import Hooks, resume, run_steps
+    from musev.training.loop import Hooks, resume_together, run_steps
     from musev.training.runs import prepare_run
 
     if strategy == "fsdp":
@@ -215,7 +256,7 @@ def _train(
         worker = dataclasses.replace(worker, place=shard)
     prepared = prepare_run(run, worker)
     store = CheckpointStore(f"{run.out.rstrip('/')}/checkpoints")
-    resume(prepared.trainer, store)
+    resume_together(prepared.trainer, store)
     if worker.count > 1 and strategy == "ddp":
         _wrap_ddp(prepared)
     if bfloat16:

@@ -271,7 +271,7 @@ def _with_drawn(request: ClipRequest, media: ClipMedia, drawn_TYXC: np.ndarray) 
         for column in ("reference_image", "ip_adapter_image"):
             if getattr(media, column) is not None:
                 replaced[column] = drawn_TYXC
-    if request.redraw and request.video is None and media.face_image is not None:
+    if request.redraw and not request.is_driven and media.face_image is not None:
         replaced["face_image"] = drawn_TYXC  # of a driven video the original leaves the face
     return dataclasses.replace(media, **replaced)
 

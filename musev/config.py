@@ -534,6 +534,11 @@ class ClipRequest:
         return found | {name: uri for name, uri in others.items() if uri is not None}
 
     @property
+    def is_driven(self) -> bool:
+        """Whether a video, or keypoints in its place, lead the clip."""
+        return self.video is not None or self.keypoints is not None
+
+    @property
     def maps_made_of(self) -> str:
         """Column that control maps have to be made of: ``video``, ``keypoints`` or none."""
         if self.keypoints is not None:

@@ -102,12 +102,12 @@ def _convert(value: Any, kind: Any, key: str) -> Any:
     options = [item for item in get_args(kind) if item is not type(None)]
     if get_origin(kind) is Literal:
         return value
-    if get_origin(kind) is tuple:
-        return tuple(part.strip() for part in value.split(";") if part.strip())
     optional = len(options) < len(get_args(kind))
     if optional and value.lower() in _NONE:
         return None
     target = options[0] if optional else kind
+    if get_origin(target) is tuple:
+        return _convert_parts(value, get_args(target), key)
     if get_origin(target) is Literal or target is str:
         return value
     if target is bool:
@@ -118,3 +118,13 @@ def _convert(value: Any, kind: Any, key: str) -> Any:
         return target(value)
     except ValueError:
         raise ConfigError(f"{key} must be {target.__name__}, got {value!r}") from None
+
+
+def _convert_parts(value: str, kinds: tuple[Any, ...], key: str) -> tuple[Any, ...]:
+    """The parts of a list in one text, each of its own type."""
+    parts = [part.strip() for part in value.split(";") if part.strip()]
+    if kinds[-1] is Ellipsis:
+        kinds = kinds[:1] * len(parts)
+    if len(parts) != len(kinds):
+        raise ConfigError(f"{key} must be {len(kinds)} values with ';' between, got {value!r}")
+    return tuple(_convert(part, kind, key) for part, kind in zip(parts, kinds, strict=True))

@@ -60,7 +60,7 @@ def plan_shots(request: ClipRequest, num_given: int, *, drawn: bool) -> tuple[Sh
         RequestError: If nothing is left to generate.
     """
     size = request.sampling.shots.num_frames or request.num_frames
-    driven = request.video is not None and not request.condition_has_own_map
+    driven = request.is_driven and not request.condition_has_own_map
     belongs = drawn or (driven and num_given > 0)
     starts = [num_given, num_given + size - belongs]
     while starts[-1] < request.num_frames:

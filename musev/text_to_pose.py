@@ -25,9 +25,9 @@ from musev.models.text_to_pose import (
     signal_at,
 )
 from musev.text_to_pose_config import GUIDANCE, NUM_STEPS, TextToPoseConfig
-from musev.words import words_of
 
-MOST_WORDS = 40
+TIMES_POWER = 2.0
+"""Times are evenly spread numbers to this power: small fast motions are decided at little noise."""
 _FADING_FRAMES = 8
 _REACH = (-0.5, 1.5)
 """Joints outside the picture are kept so far, in picture sizes."""
@@ -38,14 +38,14 @@ def word_numbers(config: TextToPoseConfig, prompts: Sequence[str]) -> Tensor:
 
     Args:
         config: Holds the vocabulary.
-        prompts: Any; words beyond :data:`MOST_WORDS` are cut off.
+        prompts: Any; see :meth:`TextToPoseConfig.heard` for long ones.
 
     Returns:
         ``_BL`` int64; a prompt without words is one unknown word.
     """
     numbers = {word: place for place, word in enumerate(config.words, start=2)}
     rows = [
-        [numbers.get(word, UNKNOWN) for word in words_of(prompt)[:MOST_WORDS]] or [UNKNOWN]
+        [numbers.get(word, UNKNOWN) for word in config.heard(prompt)] or [UNKNOWN]
         for prompt in prompts
     ]
     longest = max(map(len, rows))
@@ -89,8 +89,8 @@ def sample_window(
 
     Args:
         net: Guesses.
-        words_BL: From :func:`word_numbers`.
-        noise_BTF: Of the window.
+        words_BL: From :func:`word_numbers`, on the device of the network.
+        noise_BTF: Of the window; on the device of the network, as all that is given.
         given_BTF: Frames that the window begins with, clean, where it goes on.
         first_BF: The clip's first frame, where that is not one of them.
         num_steps: Guesses.
@@ -99,19 +99,19 @@ def sample_window(
     Returns:
         Clean ``_BTF``; given frames come back as they are.
     """
-    num_clips, num_frames = noise_BTF.shape[:2]
+    (num_clips, num_frames), device = noise_BTF.shape[:2], noise_BTF.device
     num_given = 0 if given_BTF is None else given_BTF.shape[1]
     given = torch.zeros_like(noise_BTF)
     if given_BTF is not None:
         given[:, :num_given] = given_BTF
     known = {
         "given_BTF": given,
-        "is_given_BT": (torch.arange(num_frames) < num_given).expand(num_clips, -1),
-        "first_BF": torch.zeros(num_clips, NUM_FEATURES) if first_BF is None else first_BF,
-        "has_first_B": torch.full((num_clips,), first_BF is not None),
+        "is_given_BT": (torch.arange(num_frames, device=device) < num_given).expand(num_clips, -1),
+        "first_BF": given.new_zeros(num_clips, NUM_FEATURES) if first_BF is None else first_BF,
+        "has_first_B": torch.full((num_clips,), first_BF is not None, device=device),
     }
-    nothing_BL = torch.full((num_clips, 1), UNKNOWN)
-    times = torch.linspace(1, 0, num_steps + 1)
+    nothing_BL = torch.full((num_clips, 1), UNKNOWN, device=device)
+    times = torch.linspace(1, 0, num_steps + 1, device=device) ** TIMES_POWER
     noisy, clean = noise_BTF, noise_BTF
     for now, then in itertools.pairwise(times):
         times_B = now.expand(num_clips)
@@ -135,7 +135,7 @@ def _joined(made_BTF: Tensor, num_given: int) -> Tensor:
     usual_BF = (steps[:, last - 1] + steps[:, first]) / 2
     off_B1F = (steps[:, last] - usual_BF)[:, None]
     num_new = made_BTF.shape[1] - num_given
-    fading_T = (1 - torch.arange(num_new) / _FADING_FRAMES).clamp(min=0)
+    fading_T = (1 - torch.arange(num_new, device=made_BTF.device) / _FADING_FRAMES).clamp(min=0)
     new = made_BTF[:, first:] - off_B1F * fading_T[:, None]
     return torch.cat([made_BTF[:, :first], new], dim=1)
 

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from musev.errors import ConfigError, WeightsError
+from musev.words import words_of
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+MOST_WORDS = 40
 NUM_STEPS = 20
 GUIDANCE = 2.0
 
@@ -20,8 +22,8 @@ class TextToPoseConfig:
     words: tuple[str, ...]
     """Vocabulary, lower case; words beside it are all one unknown word."""
     telling: tuple[str, ...] = ()
-    """Those that tell what is done; a prompt without any of them gets no poses.
-    Empty: all."""
+    """Words that together tell what is done, "raising arms" say; a prompt that does not hold all
+    words of one of them gets no poses. Empty: any word of the vocabulary tells."""
     fps: float = 8.0
     num_frames: int = 32
     """Made at a time."""
@@ -39,12 +41,32 @@ class TextToPoseConfig:
                 f"num_given must be above 0 and below num_frames={self.num_frames}, got "
                 f"{self.num_given}"
             )
-        if strangers := sorted(set(self.telling) - set(self.words)):
+        telling = {word for phrase in self.telling for word in phrase.split()}
+        if strangers := sorted(telling - set(self.words)):
             raise ConfigError(f"telling holds words beside the vocabulary: {', '.join(strangers)}")
         if self.width % (2 * self.num_heads):
             raise ConfigError(
                 f"width {self.width} must be a multiple of twice num_heads={self.num_heads}"
             )
+
+    def heard(self, prompt: str) -> list[str]:
+        """The words of a prompt that reach the network.
+
+        Args:
+            prompt: Of any length.
+
+        Returns:
+            At most :data:`MOST_WORDS`; of a longer prompt, unknown ones are left out first.
+        """
+        words = words_of(prompt)
+        if len(words) > MOST_WORDS:
+            words = [word for word in words if word in self.words]
+        return words[:MOST_WORDS]
+
+    def tells(self, prompt: str) -> bool:
+        """Whether a prompt says what is done, in words that reach the network."""
+        heard = set(self.heard(prompt))
+        return any(heard.issuperset(phrase.split()) for phrase in self.telling or self.words)
 
 
 def read_text_to_pose_config(folder: Path) -> TextToPoseConfig:

@@ -147,9 +147,12 @@ class WindowDenoiser:
     def _control_of(
         self, joint_BCFHW: Tensor, timestep: float, numbers: tuple[int, ...]
     ) -> tuple[ControlResiduals | PoseFeatures, ...]:
-        if self._control is None or (self._control.guess and self._conditions.alone == 0):
+        if self._control is None:
             return ()
-        found = self._control.residuals(joint_BCFHW, timestep, self._conditions.text_BLD, numbers)
+        found = None
+        if not self._control.guess or self._conditions.alone != 0:
+            text_BLD = self._conditions.text_BLD
+            found = self._control.residuals(joint_BCFHW, timestep, text_BLD, numbers)
         poses = self._control.pose_features(timestep, numbers, batch=len(joint_BCFHW))
         return tuple(each for each in (found, poses) if each is not None)
 

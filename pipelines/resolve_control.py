@@ -68,6 +68,12 @@ def resolve_control(given: Mapping[str, Any], profile: Profile) -> dict[str, Any
             "is false, so the condition image gets a map of its own, and the row has none. Give a "
             "condition_image, or leave this null.",
         )
+    if own_map and next(iter(given.get("condition_index") or (0,))) != 0:
+        raise BadControlError(
+            "condition_index",
+            "puts the condition image elsewhere than in front, where its own map stands "
+            "(video_has_condition is false). Leave one of the two null.",
+        )
     starts = bool(given.get("start_from_video"))
     _check_start(given, sources, starts=starts, is_control=is_control)
     frames = {

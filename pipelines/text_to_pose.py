@@ -13,17 +13,16 @@ import functools
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from musev.config import ClipRequest
 from musev.text_to_pose_config import (
     GUIDANCE,
     NUM_STEPS,
+    TextToPoseConfig,
     read_text_to_pose_config,
 )
 from musev.weight_parts import digest_text_to_pose, text_to_pose_folder
-from musev.words import words_of
 from pipelines.manifest import rebase_media
 from pipelines.outcomes import READY, Row
 from pipelines.resources import ClusterShape, apply_stage, one_row_a_block, shard_args
@@ -36,7 +35,7 @@ SHIPPED = "package:drawn-poses"
 FOLDER = "keypoints"
 CONTROL = "dwpose_body"
 """How they are drawn: bodies alone, for the pose ControlNet."""
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Part of every name; raised when the same task would give other poses."""
 SILENCE_S = 300.0
 _OWN = ("video", "keypoints", "control", "condition_image", "align")
@@ -50,8 +49,8 @@ class PoseSettings:
     """Folder of the network, or ``package:NAME``."""
     digest: str
     """Of its weights."""
-    telling: frozenset[str]
-    """Words of which a prompt must hold one: without, it says nothing of what is done."""
+    config: TextToPoseConfig
+    """Knows which prompts tell what is done."""
     num_steps: int
     guidance: float
 
@@ -75,17 +74,11 @@ def read_pose_settings(
     folder = text_to_pose_folder(weights)
     return PoseSettings(
         weights=weights,
-        telling=_telling(folder),
+        config=read_text_to_pose_config(folder),
         digest=digest_text_to_pose(folder),
         num_steps=num_steps,
         guidance=guidance,
     )
-
-
-def _telling(folder: Path) -> frozenset[str]:
-    """Words that tell what is done; all that are known where none are marked."""
-    config = read_text_to_pose_config(folder)
-    return frozenset(config.telling or config.words)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +141,7 @@ def _reason_to_stay(
     own = [name for name in _OWN if raw.get(name) not in (None, [], ())]
     if own:
         return f"has {' and '.join(own)} of its own"
-    if not settings.telling & set(words_of(request.prompt)):
+    if not settings.config.tells(request.prompt):
         return "has a prompt that names no action the network has learnt"
     return None
 

@@ -6,6 +6,7 @@ Axes here: T frame, Y X pixel rows and columns, C channel (red, green, blue).
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import math
 import os
@@ -34,6 +35,7 @@ _DECODE = ("-xerror", "-threads", "1")
 """Stop at the first damaged packet: silently shorter videos would break every count after it."""
 EVERY_FRAME = (("-fps_mode", "passthrough"), ("-enc_time_base", "demux"))
 """List every frame that a decoder gives, once, at its own time."""
+_DISCARDED = 0x4
 _NO_STAMP = -(2**62)
 OVER_DAMAGE = ("-err_detect", "explode", "-threads", "1")
 """Leave out every damaged packet: what decoders make up for one is no frame of the video."""
@@ -212,16 +214,18 @@ def scan_video(path: str | os.PathLike[str]) -> VideoInfo:
         path: Any file that ffmpeg reads.
 
     Returns:
-        As :func:`probe_video`, with the size as coded: a rotation mark is not obeyed.
+        As :func:`probe_video`.
 
     Raises:
         MediaError: If the file is missing, empty, cut short, or holds no video.
     """
     info = _measure(list_packets(Path(path)))
     with contextlib.closing(read_video(path)) as frames:
-        if next(frames, None) is None:
-            raise MediaError(f"{path}: no frame of the video can be decoded. Export it again.")
-    return info
+        first_YXC = next(frames, None)
+    if first_YXC is None:
+        raise MediaError(f"{path}: no frame of the video can be decoded. Export it again.")
+    height, width = first_YXC.shape[:2]  # packets tell the coded size, which a mark may turn
+    return dataclasses.replace(info, width=width, height=height)
 
 
 def _measure(table: PacketTable) -> VideoInfo:
@@ -297,7 +301,8 @@ def tabulate(source: Path, reading: Sequence[str], *writing: Sequence[str]) -> P
     )
     table, messages = run_ffmpeg(arguments, what=_reading(source))
     header = dict(re.findall(r"^#(\w+) 0: (\S+)", table, flags=re.MULTILINE))
-    rows = [line.split(",") for line in table.splitlines() if line and not line.startswith("#")]
+    lines = [line for line in table.splitlines() if line and not line.startswith("#")]
+    rows = [line.split(",") for line in lines if not _is_discarded(line)]
     codec = re.search(r"Stream #0:\d+.*?: Video: (\w+)", messages)
     if not rows or codec is None:
         raise MediaError(f"{source}: the file holds no video frames. Export it again.")
@@ -310,6 +315,15 @@ def tabulate(source: Path, reading: Sequence[str], *writing: Sequence[str]) -> P
         ticks=[int(row[2]) for row in rows],
         end_tick=max(int(row[2]) + int(row[3]) for row in rows),
     )
+
+
+def _is_discarded(line: str) -> bool:
+    """Whether a packet is decoded but never shown: cutting a file without encoding it leaves some.
+
+    Their flag is AV_PKT_FLAG_DISCARD of ffmpeg's libavcodec/packet.h.
+    """
+    flags = re.search(r"\bF=0x([0-9A-Fa-f]+)", line)
+    return flags is not None and bool(int(flags[1], 16) & _DISCARDED)
 
 
 @contextlib.contextmanager

@@ -76,6 +76,9 @@ class CheckpointStore:
     def load(self, step: int | None = None) -> dict[str, Any] | None:
         """Read a checkpoint; a damaged newest one is passed over for the one before it.
 
+        Only damage is passed over: a store that does not answer raises its own error, since the
+        next try may well find the newest checkpoint whole.
+
         Args:
             step: Which; None for the newest that can be read.
 
@@ -83,14 +86,18 @@ class CheckpointStore:
             The state with its ``step``, on the CPU; None if there is none at all.
 
         Raises:
-            WeightsError: If the one asked for, or every one, cannot be read.
+            WeightsError: If the one asked for is not there, or it, or every one, is damaged.
         """
         steps = [step] if step is not None else self.steps()[::-1]
         for number in steps:
             try:
                 data = self._files.cat_file(self._path(number))
+            except FileNotFoundError:
+                logger.warning("checkpoint %s is not there", self._path(number))
+                continue
+            try:
                 return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-            except Exception as error:  # noqa: BLE001 - whatever torch finds wrong with the file
+            except Exception as error:  # noqa: BLE001 - whatever torch finds wrong with the bytes
                 logger.warning("checkpoint %s cannot be read: %s", self._path(number), error)
         if steps:
             raise WeightsError(f"no readable checkpoint in {self.root}; tried steps {steps}")

@@ -56,6 +56,7 @@ class ClipBatches:
         tokenizer: Of the text encoder.
         seed: Of the run.
         image_prompt_px: Side of the image encoder's input.
+        num_timesteps: Of the diffusion.
     """
 
     store: LatentStore | ShardClips
@@ -64,6 +65,7 @@ class ClipBatches:
     tokenizer: CLIPTokenizer
     seed: int
     image_prompt_px: int = 64
+    num_timesteps: int = 1000
 
     def __post_init__(self) -> None:
         self._empty_ids_L = token_ids(self.tokenizer, [""])[0]
@@ -102,6 +104,7 @@ class ClipBatches:
             seed=seed_of(self.seed, "corrupt", position.number),
             step_seed=step_seed,
             empty_ids_L=self._empty_ids_L,
+            num_timesteps=self.num_timesteps,
         )
 
     def _read(

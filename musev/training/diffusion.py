@@ -68,6 +68,12 @@ class DiffusionTraining(nn.Module):
                 "with zero terminal SNR the last timestep is pure noise, of which epsilon says "
                 "nothing; use v_prediction"
             )
+        if config.schedule.rescale_betas_zero_snr and config.min_snr_gamma is not None:
+            raise ConfigError(
+                "with zero terminal SNR min-SNR weighting gives the last timestep, where sampling "
+                f"starts, no weight (min_snr_gamma={config.min_snr_gamma}); give --set "
+                "min_snr_gamma=none"
+            )
         self.networks = networks
         self.config = config
         alphas = torch.tensor(make_schedule(config.schedule).alphas_cumprod)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import uuid
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ import fsspec
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from fsspec import AbstractFileSystem
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
@@ -95,6 +97,24 @@ def encode_clip(vae: AutoencoderKL, clip: Clip, *, reference: bool) -> dict[str,
     return found | {"reference_CHW": latents[-1].contiguous()} if reference else found
 
 
+def write_whole(files: AbstractFileSystem, path: str, data: bytes) -> None:
+    """Write a file that other processes may be writing too, all of them the same bytes.
+
+    Args:
+        files: Where.
+        path: Seen whole or not at all.
+        data: All of it.
+    """
+    partial = f"{path}.{uuid.uuid4().hex}.part"
+    files.pipe_file(partial, data)
+    try:
+        files.mv(partial, path)
+    except OSError:
+        if not files.exists(path):
+            raise
+        files.rm_file(partial)  # another process was first
+
+
 class LatentStore:
     """Encoded clips of one source.
 
@@ -134,8 +154,7 @@ class LatentStore:
         stacked["captions"] = torch.tensor(list("\n".join(captions).encode()), dtype=torch.uint8)
         data = save_tensors(stacked)
         self._files.makedirs(self.root, exist_ok=True)
-        self._files.pipe_file(self.path(number) + ".part", data)
-        self._files.mv(self.path(number) + ".part", self.path(number))
+        write_whole(self._files, self.path(number), data)
         return True
 
     def load(self, num_files: int) -> int:

@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
-from musev.errors import ConfigError
+from musev.errors import ConfigError, MusevError, WeightsError
 from musev.training.checkpoints import CheckpointStore
 from musev.training.ema import Ema
 from musev.training.optimizer import (
@@ -36,6 +37,8 @@ logger = logging.getLogger(__name__)
 BatchesOf = Callable[[int], Sequence[Batch]]
 """Step to the batches whose gradients are averaged in it."""
 Metrics = dict[str, float]
+State = dict[str, Any]
+"""Of a checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +49,7 @@ class LoopConfig:
     log_every: int = 20
     evaluate_every: int = 500
     save_every: int = 200
+    """Steps that are evaluated are saved too."""
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "log_every", "evaluate_every", "save_every"):
@@ -107,8 +111,10 @@ class Trainer:
         Args:
             state: From :meth:`CheckpointStore.load`.
 
+        The optimizer's settings stay this trainer's: a run may go on with others.
+
         Raises:
-            ConfigError: If it trained other parameters than this stage does.
+            ConfigError: If it trained other parameters than this stage does, or others in size.
         """
         own = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
         if own.keys() != state["weights"].keys():
@@ -117,6 +123,14 @@ class Trainer:
                 f"the checkpoint trained other parameters than this stage, e.g. {differing}; use "
                 "another output folder"
             )
+        for name, parameter in own.items():
+            shape = state["weights"][name].shape
+            if shape != parameter.shape:
+                raise ConfigError(
+                    f"the checkpoint has {name} of shape {tuple(shape)}, this stage "
+                    f"{tuple(parameter.shape)}, as with another LoRA rank or size; use another "
+                    "output folder"
+                )
         for name, parameter in own.items():
             parameter.copy_(spread_like(state["weights"][name], parameter))
         self.optimizer.load_state_dict(self._spread_optimizer(state["optimizer"]))
@@ -131,7 +145,7 @@ class Trainer:
             number: {key: spread_like(value, parameters[number]) for key, value in entry.items()}
             for number, entry in state["state"].items()
         }
-        return {**state, "state": entries}
+        return {"state": entries, "param_groups": self.optimizer.state_dict()["param_groups"]}
 
 
 @dataclass
@@ -154,6 +168,9 @@ def run_steps(
 ) -> None:
     """Train to the last step, from wherever the trainer is.
 
+    A step that is evaluated is saved before, so that the run can go on past an evaluation that
+    fails, and again with what was found.
+
     Args:
         trainer: Resume it first with :func:`resume`.
         batches_of: Batches of a step.
@@ -172,24 +189,91 @@ def run_steps(
             trainer.history.append({"step": trainer.step, **logged})
             if hooks.on_log:
                 hooks.on_log(trainer.step, logged)
-        if hooks.evaluate and (trainer.step % config.evaluate_every == 0 or last):
+        evaluate = hooks.evaluate
+        if trainer.step % config.evaluate_every and not last:
+            evaluate = None
+        saves = trainer.step % config.save_every == 0 or last or evaluate is not None
+        if saves:
+            _save(trainer, store)
+        if evaluate is not None:
             with trainer.ema.applied(trainer.module), evaluating(trainer.module):
-                found = hooks.evaluate(trainer.step)
+                found = evaluate(trainer.step)
             trainer.history.append({"step": trainer.step, **found})
             if hooks.on_log:
                 hooks.on_log(trainer.step, found)
-        if trainer.step % config.save_every == 0 or last:
-            if store is not None or is_sharded(trainer.module):
-                state = trainer.state_dict()
-                if store is not None:
-                    store.save(trainer.step, state)
-            if hooks.on_save:
-                hooks.on_save(trainer)
+            _save(trainer, store)
+        if saves and hooks.on_save:
+            hooks.on_save(trainer)
+
+
+def _save(trainer: Trainer, store: CheckpointStore | None) -> None:
+    if store is not None or is_sharded(trainer.module):  # all workers put shards together
+        state = trainer.state_dict()
+        if store is not None:
+            store.save(trainer.step, state)
 
 
 def resume(trainer: Trainer, store: CheckpointStore) -> bool:
     """Take up the newest checkpoint; False if there is none."""
-    state = store.load()
+    return _take_up(trainer, store.load(), store)
+
+
+def resume_together(trainer: Trainer, store: CheckpointStore) -> bool:
+    """Take up the checkpoint that worker 0 chooses; all workers must call it together.
+
+    Args:
+        trainer: Of this worker.
+        store: The same for all.
+
+    Returns:
+        Whether there was one.
+
+    Raises:
+        ConfigError: If this worker cannot read what worker 0 has read.
+        WeightsError: If worker 0 can read none of those that are there; on the other workers
+            whatever else its store answered.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return resume(trainer, store)
+    device = next(trainer.module.parameters()).device
+    if dist.get_rank() == 0:
+        state = _load_and_tell(store, device)
+    else:
+        state = _load_as_told(store, device)
+    return _take_up(trainer, state, store)
+
+
+def _load_and_tell(store: CheckpointStore, device: torch.device) -> State | None:
+    told: list[int | str | None] = ["the store did not answer"]
+    try:
+        state = store.load()
+        told = [None if state is None else state["step"]]
+    except MusevError as error:
+        told = [str(error)]
+        raise
+    finally:  # the others wait for word, whatever it is
+        dist.broadcast_object_list(told, src=0, device=device)
+    return state
+
+
+def _load_as_told(store: CheckpointStore, device: torch.device) -> State | None:
+    told: list[int | str | None] = [None]
+    dist.broadcast_object_list(told, src=0, device=device)
+    step = told[0]
+    if step is None:
+        return None
+    if isinstance(step, str):
+        raise WeightsError(f"worker 0 found no checkpoint to go on from: {step}")
+    try:
+        return store.load(step)
+    except WeightsError as error:
+        raise ConfigError(
+            f"worker 0 goes on at step {step}, which this worker cannot read ({error}). --output "
+            "must be seen by all workers: give a shared folder or a URL."
+        ) from error
+
+
+def _take_up(trainer: Trainer, state: State | None, store: CheckpointStore) -> bool:
     if state is None:
         return False
     trainer.load_state_dict(state)

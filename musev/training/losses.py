@@ -57,7 +57,8 @@ def min_snr_weights(
         prediction_type: ``epsilon``, ``v_prediction`` or ``sample``: what the error is measured in.
 
     Returns:
-        ``weights_B``. With zero terminal SNR, epsilon has weight 1 at ratio 0, as all small ratios.
+        ``weights_B``. At ratio 0, as with zero terminal SNR, epsilon has weight 1 and the others 0:
+        nothing is learnt there, which is why ``DiffusionTraining`` refuses both together.
 
     Source:
         arXiv 2303.09556, section 3.4: min(SNR, gamma) for the clean sample, divided by SNR for the

@@ -37,6 +37,14 @@ class OptimizerConfig:
         for name in ("end_ratio", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        for name in ("warmup_steps", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(
+                f"betas must be two numbers in [0, 1), got {self.betas}; give --set "
+                "'optimizer.betas=0.9;0.98'"
+            )
 
 
 def learning_rate_at(config: OptimizerConfig, step: int, num_steps: int) -> float:
@@ -109,8 +117,11 @@ def update(
         Mean losses, the gradient's length before clipping, and the learning rate.
 
     Raises:
-        MusevError: If the loss or the gradient is not finite; nothing has been changed then.
+        MusevError: If there is no batch, or the loss or the gradient is not finite; nothing has
+            been changed then.
     """
+    if not batches:
+        raise MusevError("an update needs at least one batch, got none; accumulate must be above 0")
     optimizer.zero_grad(set_to_none=True)
     totals: dict[str, float] = {}
     for number, batch in enumerate(batches):

@@ -3,7 +3,7 @@
 # Axes here: B clip, T frame, F feature of a frame, K joint, L word.
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,15 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from musev.models.text_to_pose import UNKNOWN, TextToPoseNet, signal_at
-from musev.quality.networks import ACTIONS, joint_features, load_action_net
-from musev.synthetic.captions import ACTION_PHRASES, FRAMING_PHRASES, SCENE_PHRASES, VOCABULARY
+from musev.quality.attributes import read_action
+from musev.quality.pose import People
+from musev.synthetic.captions import ACTION_PHRASES, VOCABULARY
 from musev.synthetic.clips import DEFAULT_SIZE_PX, draw_joints
-from musev.text_to_pose import from_features, sample_window, to_features, word_numbers
+from musev.text_to_pose import TIMES_POWER, from_features, sample_window, to_features, word_numbers
 from musev.text_to_pose_config import TextToPoseConfig
 from musev.training.optimizer import Batch, Losses
 
-MOST_WEIGHT = 50.0
-_ACTION_FRAMES = 12
+ACTION_FRAMES = 12
+"""What the judge of actions sees; a window must not be shorter."""
 _CONNECTING = {"a", "and", "both", "in", "of", "the", "to"}
 _NO_WORD = "qq"
 """In no vocabulary."""
@@ -38,11 +39,14 @@ class PoseCorruptionConfig:
     other words than captions is understood as far as it can be."""
     given_noise: float = 0.03
     """Deviation of what is added to given frames: as wrong as the network's own, at inference."""
-    speed: float = 2.0
+    speed: float = 3.0
     """Weight of the error of joints' speeds."""
     snr: float = 200.0
-    """Extra weight of clips, in their signal-to-noise ratios, :data:`MOST_WEIGHT` at most. What is
-    wrong where hardly anything is seen cannot be helped, and would be most of the loss."""
+    """Extra weight of clips, in their signal-to-noise ratios. What is wrong where hardly anything
+    is seen cannot be helped, and would be most of the loss."""
+    most_weight: float = 2000.0
+    """Of a clip. What little moves fast, a waving hand say, is decided where there is little noise:
+    with 50 it stood still."""
 
 
 def drawn_words_config(**sizes: Any) -> TextToPoseConfig:
@@ -52,22 +56,14 @@ def drawn_words_config(**sizes: Any) -> TextToPoseConfig:
         **sizes: Other fields of the configuration.
 
     Returns:
-        The configuration; telling are the words that only phrases of actions hold.
+        The configuration; telling are the phrases of actions, without words that only connect.
     """
-    bare = {
-        word
-        for a in (SCENE_PHRASES, FRAMING_PHRASES)
-        for ways in a.values()
-        for word in _words(ways)
+    phrases = {
+        " ".join(word for word in phrase.split() if word not in _CONNECTING)
+        for ways in ACTION_PHRASES.values()
+        for phrase in ways
     }
-    acting = _words(way for ways in ACTION_PHRASES.values() for way in ways)
-    return TextToPoseConfig(
-        words=VOCABULARY, telling=tuple(sorted(acting - bare - _CONNECTING)), **sizes
-    )
-
-
-def _words(phrases: Iterable[str]) -> set[str]:
-    return {word for phrase in phrases for word in phrase.split()}
+    return TextToPoseConfig(words=VOCABULARY, telling=tuple(sorted(phrases)), **sizes)
 
 
 class PoseTraining(nn.Module):
@@ -107,7 +103,9 @@ class PoseTraining(nn.Module):
         error = torch.where(given[..., None], 0.0, guess - clean)
         mse_B = error.square().flatten(1).mean(1)
         speed_B = (error[:, 1:] - error[:, :-1]).square().flatten(1).mean(1)
-        weight_B = (1 + self.config.snr * (signal_B / spread_B) ** 2).clamp(max=MOST_WEIGHT)
+        weight_B = (1 + self.config.snr * (signal_B / spread_B) ** 2).clamp(
+            max=self.config.most_weight
+        )
         loss = (weight_B * (mse_B + self.config.speed * speed_B)).mean()
         return {"loss": loss, "mse": mse_B.detach().mean()}
 
@@ -178,7 +176,7 @@ class PoseClips:
         return {
             "clean_BTF": clean,
             "noise_BTF": torch.randn(clean.shape, generator=generator),
-            "times_B": torch.rand(count, generator=generator),
+            "times_B": torch.rand(count, generator=generator) ** TIMES_POWER,
             "words_BL": words_BL,
             "given_BTF": clean + wrong,
             "is_given_BT": is_given_BT,
@@ -216,16 +214,33 @@ def right_actions(net: TextToPoseNet, clips: PoseClips, *, seed: int) -> float:
     Raises:
         ValueError: If windows are too short for that judge.
     """
-    if net.config.num_frames < _ACTION_FRAMES:
+    if net.config.num_frames < ACTION_FRAMES:
         raise ValueError(
-            f"the judge of actions needs {_ACTION_FRAMES} frames, windows have "
+            f"the judge of actions needs {ACTION_FRAMES} frames, windows have "
             f"{net.config.num_frames}"
         )
+    device = next(net.parameters()).device
     words_BL = word_numbers(net.config, clips.captions)
     shape = (len(words_BL), net.config.num_frames, clips.features_NTF.shape[-1])
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    points = torch.from_numpy(from_features(sample_window(net, words_BL, noise)))
-    points = points[:, :_ACTION_FRAMES].float()
-    found = load_action_net()(joint_features(points[..., :2], (points[..., 2] > 0.5).float()))
-    named = [ACTIONS[number] for number in found.argmax(dim=-1).tolist()]
+    made = sample_window(net, words_BL.to(device), noise.to(device)).cpu()
+    named = [shown_action(points_TK3[:ACTION_FRAMES]) for points_TK3 in from_features(made)]
     return float(np.mean([a == b for a, b in zip(named, clips.actions, strict=True)]))
+
+
+def shown_action(points_TK3: np.ndarray) -> str | None:
+    """Name the action of made poses, as the judge does of a video's: what hardly moves is held.
+
+    Args:
+        points_TK3: Shares of a square picture, and seen or not, at 8 frames a second.
+
+    Returns:
+        The action; None if nobody is to be seen.
+    """
+    size = (DEFAULT_SIZE_PX, DEFAULT_SIZE_PX)
+    people = People(
+        points_TJ2=points_TK3[..., :2].astype(np.float32) * DEFAULT_SIZE_PX - 0.5,
+        seen_TJ=(points_TK3[..., 2] > 0.5).astype(np.float32),
+        parts_TPYX=np.zeros((len(points_TK3), 0, *size), np.float16),
+    )
+    return read_action(people, size).word

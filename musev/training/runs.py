@@ -12,7 +12,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import fsspec
@@ -35,11 +35,24 @@ from musev.training.loop import Trainer, seed_of
 from musev.training.lora import add_lora, export_kohya
 from musev.training.networks import Networks, bundle_of, get_sizes
 from musev.training.optimizer import Batch
-from musev.training.poses import PoseClips, PoseTraining, drawn_words_config, right_actions
+from musev.training.poses import (
+    ACTION_FRAMES,
+    PoseClips,
+    PoseTraining,
+    drawn_words_config,
+    right_actions,
+)
 from musev.training.published import save_published
+from musev.training.run_config import RunConfig, Worker, check_run
 from musev.training.shard_clips import ShardClips, open_clips
 from musev.training.stages import DiffusionStage, PoseStage, Stage, VaeStage, VisionStage
-from musev.training.starts import Start, load_vae, local_folder, read_start
+from musev.training.starts import (
+    Start,
+    load_vae,
+    local_folder,
+    read_start,
+    refuse_other_schedule,
+)
 from musev.training.vae import (
     VaeTraining,
     add_latent_noise,
@@ -57,54 +70,6 @@ _HELD_OUT_BATCHES = 4
 VISION_PARTS = ("unet", "text_encoder", "image_encoder", "image_projection")
 """A bundle has no image encoder without these beside it."""
 _POSE_SIZES = ("fps", "num_frames", "num_given", "width", "depth")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """One run of one stage."""
-
-    stage: Stage
-    out: str
-    """Folder for checkpoints and what comes out; fsspec URI, seen by all workers."""
-    init: str | None = None
-    """Folder to start from: a bundle, a base model, or a VAE; None: from nothing."""
-    data: str | None = None
-    """Dataset of clips, written by ``jobs.make_dataset``; None: drawn people. Stages on latents."""
-    latents: str | None = None
-    """Folder of encoded clips; None: inside ``out``."""
-    size: str = "mini"
-    seed: int = 0
-    batch_seed: int | None = None
-    """Of the clips' order, noise and what is left out, in place of ``seed``: a run over clips that
-    were learnt from before then sees them in other noise. Stages on latents."""
-    num_clips: int = 8192
-    """Drawn clips that are encoded and then used again and again."""
-    size_px: int = 128
-    """Side of drawn clips' frames; a VAE stage has its own."""
-    num_samples: int = 8
-    """Sample pictures at every evaluation, and a third as many sample videos; 0: none."""
-    renew: tuple[str, ...] = ()
-    """Networks that are built anew although the start has them, e.g. ``referencenet``."""
-
-    def __post_init__(self) -> None:
-        get_sizes(self.size)
-        if self.num_clips < 1 or self.num_samples < 0:
-            raise ConfigError(
-                f"num_clips must be at least 1 and num_samples at least 0, got {self.num_clips} "
-                f"and {self.num_samples}"
-            )
-
-
-@dataclass(frozen=True)
-class Worker:
-    """Which of how many; and a meeting point for all."""
-
-    rank: int = 0
-    count: int = 1
-    meet: Callable[[], None] = lambda: None
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    place: Callable[[nn.Module], None] | None = None
-    """Spreads a module over the workers, after it is known what learns and before the optimizer."""
 
 
 @dataclass
@@ -143,8 +108,7 @@ def prepare_run(run: RunConfig, worker: Worker | None = None) -> PreparedRun:
     """
     torch.manual_seed(run.seed)  # initial weights only; all else draws from its own generators
     worker = worker or Worker()
-    if run.data is not None and not isinstance(run.stage, DiffusionStage):
-        raise ConfigError(f"stage {run.stage.name} draws its own pictures; leave run.data out")
+    check_run(run)
     if isinstance(run.stage, VaeStage):
         return _prepare_vae(run, run.stage, worker)
     if isinstance(run.stage, VisionStage):
@@ -154,23 +118,12 @@ def prepare_run(run: RunConfig, worker: Worker | None = None) -> PreparedRun:
     return _prepare_diffusion(run, run.stage, worker)
 
 
-def _refuse_renew(run: RunConfig) -> None:
-    if run.renew:
-        raise ConfigError(
-            f"stage {run.stage.name} has one network, which starts anew without --init; leave "
-            "run.renew out"
-        )
-
-
 def _prepare_vae(run: RunConfig, stage: VaeStage, worker: Worker) -> PreparedRun:
-    _refuse_renew(run)
     if run.init is not None:
         with local_folder(run.init) as folder:
             vae = load_vae(folder)
-    elif stage.joint:
-        vae = make_vae(stage.widths)
     else:
-        raise ConfigError(f"stage {stage.name} trains a decoder alone; give --init FOLDER of a VAE")
+        vae = make_vae(stage.widths)
     module = VaeTraining(vae, stage.loss).to(worker.device)
     freeze_except(module, stage.trained)
     if worker.place is not None:
@@ -218,11 +171,7 @@ def _prepare_vae(run: RunConfig, stage: VaeStage, worker: Worker) -> PreparedRun
 
 
 def _prepare_vision(run: RunConfig, stage: VisionStage, worker: Worker) -> PreparedRun:
-    if run.init is None:
-        raise ConfigError(
-            f"stage {stage.name} writes a bundle; give --init FOLDER of the networks beside it, "
-            "e.g. mini-image's export/bundle"
-        )
+    assert run.init is not None
     start = read_start(run.init, get_sizes(run.size), VISION_PARTS, renew=run.renew)
     encoder = start.networks["image_encoder"]
     module = VisionTraining(encoder).to(worker.device)
@@ -251,7 +200,7 @@ def _prepare_vision(run: RunConfig, stage: VisionStage, worker: Worker) -> Prepa
             Networks({**start.networks, **start.others}),
             vae=start.vae,
             tokenizer=start.tokenizer,
-            schedule=stage.schedule,
+            schedule=start.schedule or stage.schedule,
         )
         save_bundle(bundle, folder / "bundle")
 
@@ -269,13 +218,17 @@ def _prepare_vision(run: RunConfig, stage: VisionStage, worker: Worker) -> Prepa
 
 
 def _prepare_poses(run: RunConfig, stage: PoseStage, worker: Worker) -> PreparedRun:
-    _refuse_renew(run)
     if run.init is None:
         sizes = {name: getattr(stage, name) for name in _POSE_SIZES}
         net = TextToPoseNet(drawn_words_config(**sizes))
     else:
         with local_folder(run.init) as folder:
             net = load_text_to_pose(folder).requires_grad_(True).train()
+    if net.config.num_frames < ACTION_FRAMES:
+        raise ConfigError(
+            f"num_frames is {net.config.num_frames}, the judge of actions needs {ACTION_FRAMES} "
+            f"frames; give --set num_frames={ACTION_FRAMES} or more and a start, if any, as long"
+        )
     module = PoseTraining(net, stage.corruption).to(worker.device)
     if worker.place is not None:
         worker.place(module)
@@ -314,11 +267,13 @@ def _warn_of_random(start: Start, stage: Stage) -> None:
 
 
 def _prepare_diffusion(run: RunConfig, stage: DiffusionStage, worker: Worker) -> PreparedRun:
-    if run.init is None:
-        raise ConfigError(f"stage {stage.name} works on latents; give --init FOLDER of a VAE")
+    assert run.init is not None
     start = read_start(run.init, get_sizes(run.size), stage.parts, renew=run.renew)
+    if not run.new_schedule:
+        refuse_other_schedule(start, stage.schedule)
     networks, vae, tokenizer = start.networks, start.vae, start.tokenizer
     vae.requires_grad_(False).eval().to(worker.device)
+    start.others.to(worker.device)  # sample pictures use them beside those that learn
     module = DiffusionTraining(
         networks,
         DiffusionLossConfig(
@@ -348,6 +303,7 @@ def _prepare_diffusion(run: RunConfig, stage: DiffusionStage, worker: Worker) ->
             tokenizer=tokenizer,
             seed=run.seed if run.batch_seed is None else run.batch_seed,
             image_prompt_px=_image_prompt_px(networks, run),
+            num_timesteps=stage.schedule.num_train_timesteps,
         )
 
     training, held_out = open_clip_stores(run, stage, vae, worker)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-import os
 from collections.abc import Mapping, Sequence
 
 import fsspec
@@ -25,7 +24,7 @@ from torch import Tensor
 from musev.errors import ConfigError
 from musev.models.bundle import ModelBundle
 from musev.models.text import encode_prompts
-from musev.training.latents import encode_clip, mark_of
+from musev.training.latents import encode_clip, mark_of, write_whole
 from musev.training.shard_files import (
     CONTROL,
     FACTS,
@@ -164,11 +163,8 @@ class ShardClips:
 
     def _encode(self, number: int, files: Files) -> dict[str, Tensor]:
         encoded = encode_any(self._vae, read_clip(files))
-        path = self._path(number)
-        partial = f"{path}.{os.getpid()}.part"
         self._cache.makedirs(self._cache_root, exist_ok=True)
-        self._cache.pipe_file(partial, save_tensors(encoded))
-        self._cache.mv(partial, path)
+        write_whole(self._cache, self._path(number), save_tensors(encoded))
         return encoded
 
 

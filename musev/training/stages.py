@@ -37,6 +37,16 @@ MINI_SCHEDULE = ScheduleConfig(
 """v prediction down to pure noise: few steps then start where training did."""
 
 
+def _refuse_below(config: object, least: int, *names: str, group: str = "") -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise ConfigError(
+                f"{name} must be at least {least}, got {value}; give --set {group}{name}={least} "
+                "or more"
+            )
+
+
 @dataclass(frozen=True, kw_only=True)
 class BatchConfig:
     """What one worker puts into one batch, before accumulation."""
@@ -49,6 +59,10 @@ class BatchConfig:
     """Every so many steps a batch of single frames instead, so that pictures are not forgotten."""
     images_then: int = 1
     """Clips in such a batch."""
+
+    def __post_init__(self) -> None:
+        names = ("num_clips", "num_frames", "image_every", "images_then")
+        _refuse_below(self, 1, *names, group="batch.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +87,15 @@ class DiffusionStage:
     lora_rank: int | None = None
     gradient_checkpointing: bool = False
 
+    def __post_init__(self) -> None:
+        _refuse_below(self, 1, "accumulate", "lora_rank")
+        _refuse_below(self, 0, "person", "motion")
+        if self.min_snr_gamma is not None and not self.min_snr_gamma > 0:
+            raise ConfigError(
+                f"min_snr_gamma must be above 0, got {self.min_snr_gamma}; give --set "
+                "min_snr_gamma=5, or none for equal weights"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class VaeStage:
@@ -93,6 +116,14 @@ class VaeStage:
     optimizer: OptimizerConfig
     loop: LoopConfig
 
+    def __post_init__(self) -> None:
+        names = ("size_px", "crop_px", "whole_every", "num_crops", "num_whole", "accumulate")
+        _refuse_below(self, 1, *names)
+        if not self.widths or min(self.widths) < 1:
+            raise ConfigError(
+                f"widths must be numbers above 0, got {self.widths}; give --set 'widths=16;32;64'"
+            )
+
     @property
     def trained(self) -> tuple[str, ...]:
         """Patterns of what learns."""
@@ -110,9 +141,12 @@ class VisionStage:
     """Side at which portraits are drawn; the encoder sees its own."""
     accumulate: int = 1
     schedule: ScheduleConfig = MINI_SCHEDULE
-    """Of the bundle that is written."""
+    """Of the bundle that is written, where the start has no U-Net with one of its own."""
     optimizer: OptimizerConfig
     loop: LoopConfig
+
+    def __post_init__(self) -> None:
+        _refuse_below(self, 1, "num_images", "size_px", "accumulate")
 
     @property
     def trained(self) -> tuple[str, ...]:
@@ -136,6 +170,12 @@ class PoseStage:
     corruption: PoseCorruptionConfig = field(default_factory=PoseCorruptionConfig)
     optimizer: OptimizerConfig
     loop: LoopConfig
+
+    def __post_init__(self) -> None:
+        names = ("batch_clips", "num_frames", "num_given", "width", "depth", "accumulate")
+        _refuse_below(self, 1, *names)
+        if not self.fps > 0:
+            raise ConfigError(f"fps must be above 0, got {self.fps}; give --set fps=8")
 
     @property
     def trained(self) -> tuple[str, ...]:

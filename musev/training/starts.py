@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import tempfile
 from collections.abc import Iterator
@@ -15,10 +16,10 @@ from diffusers import AutoencoderKL
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from musev.config import WeightsConfig
+from musev.config import ScheduleConfig, WeightsConfig
 from musev.errors import ConfigError
 from musev.models.bundle import load_bundle
-from musev.models.loading import load_net, load_tokenizer
+from musev.models.loading import load_net, load_tokenizer, read_schedule
 from musev.models.published import read_t2i_unet
 from musev.synthetic.captions import VOCABULARY
 from musev.training.networks import (
@@ -35,6 +36,15 @@ from musev.weights import rename_vae
 logger = logging.getLogger(__name__)
 
 PROMPT_TOKENS = 32
+_DIFFUSION = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "prediction_type",
+    "rescale_betas_zero_snr",
+)
+"""Settings of a schedule that decide what a network learns; the others are of sampling."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,8 @@ class Start:
     """Networks of the start that the stage does not use, handed on as they are."""
     new: tuple[str, ...] = ()
     """Networks the start lacked: they know nothing, or what the U-Net's way down knows."""
+    schedule: ScheduleConfig | None = None
+    """The diffusion its U-Net learnt; None where it has no U-Net, or does not say."""
 
 
 def read_start(
@@ -78,11 +90,11 @@ def read_start(
         )
     with local_folder(init) as folder:
         if (folder / BUNDLE_FILE).exists():
-            found, vae, tokenizer = _read_bundle(folder)
+            found, vae, tokenizer, schedule = _read_bundle(folder)
         elif (folder / "unet" / "config.json").exists():
-            found, vae, tokenizer = _read_base(folder, sizes)
+            found, vae, tokenizer, schedule = _read_base(folder, sizes)
         else:
-            found, vae = Networks(), load_vae(folder)
+            found, vae, schedule = Networks(), load_vae(folder), None
             tokenizer = make_word_tokenizer([*VOCABULARY, ","], max_length=PROMPT_TOKENS)
     for name in renew:
         if name in found:
@@ -97,16 +109,50 @@ def read_start(
             logger.info("%s starts from %d weights of the U-Net", name, copied)
     networks = Networks({name: (found if name in found else new)[name] for name in parts})
     others = Networks({name: net for name, net in found.items() if name not in parts})
-    return Start(networks.requires_grad_(True).train(), vae, tokenizer, others, missing)
+    networks.requires_grad_(True).train()
+    learnt = schedule if "unet" in found else None
+    return Start(networks, vae, tokenizer, others, missing, learnt)
 
 
-def _read_bundle(folder: Path) -> tuple[Networks, AutoencoderKL, CLIPTokenizer]:
+def refuse_other_schedule(start: Start, schedule: ScheduleConfig) -> None:
+    """Refuse to teach a start's U-Net another diffusion than it learnt.
+
+    Args:
+        start: Where the networks come from.
+        schedule: What they would be trained on.
+
+    Raises:
+        ConfigError: If what is predicted, or how much noise a timestep has, differs. How sampling
+            picks its timesteps may differ.
+    """
+    learnt = start.schedule
+    if learnt is None or all(getattr(learnt, n) == getattr(schedule, n) for n in _DIFFUSION):
+        return
+    others = {
+        item.name: (getattr(learnt, item.name), getattr(schedule, item.name))
+        for item in dataclasses.fields(learnt)
+        if getattr(learnt, item.name) != getattr(schedule, item.name)
+    }
+    differing = ", ".join(f"{n} {a} and not {b}" for n, (a, b) in others.items() if n in _DIFFUSION)
+    fitting = " ".join(f"--set schedule.{name}={a}" for name, (a, _) in others.items())
+    raise ConfigError(
+        f"the start's U-Net learnt another diffusion than this stage trains: {differing}. Give "
+        f"{fitting}, or --set run.new_schedule=true to teach it another one on purpose."
+    )
+
+
+_Read = tuple[Networks, AutoencoderKL, CLIPTokenizer, ScheduleConfig | None]
+
+
+def _read_bundle(folder: Path) -> _Read:
     start = load_bundle(WeightsConfig(bundle=str(folder), layer_norm_eps=LAYER_NORM_EPS))
-    return networks_of(start), start.vae, start.tokenizer
+    return networks_of(start), start.vae, start.tokenizer, start.schedule
 
 
-def _read_base(folder: Path, sizes: NetworkSizes) -> tuple[Networks, AutoencoderKL, CLIPTokenizer]:
-    """A base model's text encoder, VAE and tokenizer; a new U-Net with its picture layers."""
+def _read_base(folder: Path, sizes: NetworkSizes) -> _Read:
+    """A base model's text encoder, VAE, tokenizer and, where its folder says it, schedule; a new
+    U-Net with its picture layers.
+    """
     unet = build_networks(sizes, ("unet",), vocab_size=0)["unet"]
     unet.load_state_dict(unet.state_dict() | read_t2i_unet(folder / "unet", unet))
     text_encoder = load_net(
@@ -116,7 +162,9 @@ def _read_base(folder: Path, sizes: NetworkSizes) -> tuple[Networks, Autoencoder
         AutoencoderKL, folder / "vae", dtype=torch.float32, where="vae", rename=rename_vae
     )
     found = Networks({"unet": unet, "text_encoder": text_encoder})
-    return found, vae, load_tokenizer(folder / "tokenizer")
+    scheduler = folder / "scheduler"
+    schedule = read_schedule(scheduler) if scheduler.is_dir() else None
+    return found, vae, load_tokenizer(folder / "tokenizer"), schedule
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray
 import torch
 import typer.main
 
@@ -72,6 +73,7 @@ def test_the_set_of_flags_changes_only_on_purpose() -> None:
         (["--stage", "mini-vae", "--set", "run.stepz=3"], "stepz"),
         (["--stage", "mini-vae", "--strategy", "pipeline"], "ddp or fsdp"),
         (["--stage", "mini-vae", "--strategy", "fsdp"], "--workers"),
+        (["--stage", "mini-vae", "--gpu"], "--gpu needs --workers 1 or more"),
         (["--stage", "mini-vae", "--set", "run.data=/tmp"], "run.data"),
         (["--stage", "motion"], "--init"),
         (["--stage", "motion", "--init", "/nowhere"], "/nowhere"),
@@ -83,6 +85,31 @@ def test_wrong_commands_are_answered(
     assert main([*arguments, "--output", str(tmp_path / "out")]) == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--stage", "motion"], "--init"),
+        (["--stage", "mini-vae", "--strategy", "fsdp"], "--strategy ddp"),
+        (["--stage", "mini-vae", "--set", "run.data=/tmp"], "run.data"),
+        (["--stage", "mini-vae", "--set", "run.renew=vae"], "run.renew"),
+    ],
+)
+def test_wrong_commands_never_reach_ray(
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def start(**_: object) -> None:
+        raise AssertionError("Ray is started")
+
+    monkeypatch.setattr(ray, "init", start)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    assert main([*arguments, "--output", str(tmp_path / "out"), "--workers", "2"]) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_settings_reach_the_stage_and_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,6 +190,19 @@ def test_shards_on_ray_are_saved_whole_and_exported(ray_folder: Path) -> None:
     train_on_ray(run, 2, gpu=False, strategy="fsdp")
     assert CheckpointStore(f"{run.out}/checkpoints").steps() == [1]
     assert (Path(run.out) / "export" / "lora.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_what_a_worker_finds_wrong_ends_the_command(ray_folder: Path) -> None:
+    """A checkpoint of another rank is seen by workers alone; trying again would not help."""
+    vae = save_small_vae(ray_folder)
+    before = small_run("lora", ray_folder / "rank", vae)
+    prepared = prepare_run(before)
+    store = CheckpointStore(f"{before.out}/checkpoints")
+    store.save(1, prepared.trainer.state_dict())
+    other = small_run("lora", ray_folder / "rank", vae, lora_rank="3")
+    with pytest.raises(ConfigError, match="another LoRA rank"):
+        train_on_ray(other, 2, gpu=False, strategy="ddp")
 
 
 def _workers_of(folder: str) -> list[psutil.Process]:

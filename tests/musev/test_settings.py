@@ -110,3 +110,38 @@ def test_controlnets_are_named_one_by_one_beside_any_source() -> None:
 def test_two_sources_of_weights_named_together_are_refused() -> None:
     with pytest.raises(ConfigError, match="got bundle, random_seed"):
         replace_settings(PUBLISHED, {"bundle": "x", "random_seed": "1"})
+
+
+@dataclasses.dataclass(frozen=True)
+class _Lists:
+    betas: tuple[float, float] = (0.9, 0.98)
+    widths: tuple[int, ...] = (8,)
+    names: tuple[str, ...] = ()
+    extra: tuple[int, ...] | None = None
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("betas", "0.5; 0.6", (0.5, 0.6)),
+        ("widths", "16;32;64", (16, 32, 64)),
+        ("names", "unet;referencenet", ("unet", "referencenet")),
+        ("extra", "1;2", (1, 2)),
+        ("extra", "none", None),
+    ],
+)
+def test_the_parts_of_a_list_have_their_own_type(key: str, text: str, value: Any) -> None:
+    assert getattr(replace_setting(_Lists(), key, text), key) == value
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "phrase"),
+    [
+        ("betas", "0.5", "betas must be 2 values with ';' between, got '0.5'"),
+        ("betas", "0.5,0.6", "betas must be 2 values with ';' between"),
+        ("widths", "16;wide", "widths must be int, got 'wide'"),
+    ],
+)
+def test_lists_that_do_not_fit_are_refused(key: str, text: str, phrase: str) -> None:
+    with pytest.raises(ConfigError, match=phrase):
+        replace_setting(_Lists(), key, text)

@@ -90,6 +90,8 @@ def test_a_video_is_cut_into_shots(
     )
     shots = plan_shots(wanted, num_given, drawn=drawn)
     assert shots == tuple(Shot(n, *ends) for n, ends in enumerate(expected))
+    led = dataclasses.replace(wanted, video=None, keypoints=video)
+    assert plan_shots(led, num_given, drawn=drawn) == shots, "keypoints stand in place of a video"
 
 
 def test_nothing_left_to_generate_is_refused() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
-from musev.models.attachments import FramePositions, ImagePrompt
+from musev.models.attachments import FramePositions, ImagePrompt, PoseFeatures
 from musev.models.tiny import make_tiny_bundle
 from musev.window_denoiser import CarefulDenoiser, ClipConditions, WindowDenoiser
 
@@ -33,6 +35,44 @@ def test_halves_are_the_two_rows_of_the_whole(given: int) -> None:
         assert half.shape == (1, 4, 3, 8, 8)
         torch.testing.assert_close(half[0], whole[index], atol=5e-5, rtol=0)
     assert not torch.allclose(whole[0], whole[1], atol=1e-3)
+
+
+class GuidesPoses:
+    """A control of a pose guider alone: features that are the same for all guidance halves."""
+
+    guess = True
+
+    def __init__(self, features_RCHW: torch.Tensor) -> None:
+        self._features_RCHW = features_RCHW
+
+    def residuals(self, *_: object) -> None:
+        """No ControlNet is there."""
+
+    def pose_features(self, timestep: float, frames: object, *, batch: int) -> PoseFeatures:
+        return PoseFeatures(self._features_RCHW.repeat(batch, 1, 1, 1))
+
+
+@torch.inference_mode()
+def test_a_pose_guider_leads_both_halves_together_and_apart() -> None:
+    """Also where ControlNets are left out of the unconditional half (``control_guess``)."""
+    torch.set_num_threads(1)
+    unet = make_tiny_bundle(0).unet
+    torch.manual_seed(0)
+    text = torch.randn(2, 5, unet.config.cross_attention_dim)
+    conditions = ClipConditions(unet.prepare(text, ()), text, None, guided=True)
+    noisy, window = torch.randn(1, 4, 3, 8, 8), (4, 5, 6)
+    control: Any = GuidesPoses(torch.randn(3, unet.config.block_out_channels[0], 8, 8))
+
+    def estimate(of: ClipConditions, led: Any) -> torch.Tensor:
+        return WindowDenoiser(unet, of, always=(FramePositions(),), control=led)(
+            noisy, 500.0, window
+        )
+
+    whole, free = estimate(conditions, control), estimate(conditions, None)
+    for index in range(2):
+        half = estimate(conditions.half(index), control)
+        torch.testing.assert_close(half[0], whole[index], atol=5e-5, rtol=0)
+        assert not torch.allclose(whole[index], free[index], atol=1e-3)
 
 
 @torch.inference_mode()

@@ -70,6 +70,17 @@ def test_a_row_without_control_has_none() -> None:
         ({"align": "always"}, SEEDED, "align", "needs a video"),
         ({"video": "v", "align": "always"}, SEEDED, "align", "no condition_image"),
         ({"video": "v", "video_has_condition": False}, SEEDED, "video_has_condition", "Give a con"),
+        (
+            {
+                "video": "v",
+                "video_has_condition": False,
+                "condition_image": "i",
+                "condition_index": [-1],
+            },
+            SEEDED,
+            "condition_index",
+            "elsewhere than in front",
+        ),
         ({"video": "v", "control": ["canny"]}, SEEDED, "control", "weights.controlnets.canny="),
         ({"video": "v", "control": ["zoe"]}, BARE, "control", "weights.controlnets.depth=FOLDER"),
         ({"video": "v", "control": ["cany"]}, TWO, "control", "known are pose, pose_body"),

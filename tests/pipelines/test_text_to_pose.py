@@ -32,6 +32,7 @@ ROWS: list[dict[str, Any]] = [
     {"request_id": "video", "prompt": "a person is waving", "video": "clip.mp4"},
     {"request_id": "image", "prompt": "a person is waving", "condition_image": "first.png"},
     {"request_id": "still", "prompt": "a person on the beach"},
+    {"request_id": "lake", "prompt": "a still lake, on the left side of a road"},
     {"request_id": "jumps", "prompt": "jumping", "reference_image": "face.png", "seed": 3},
 ]
 
@@ -54,6 +55,7 @@ def test_rows_that_say_nothing_or_bring_their_own_stay_as_they_are(settings: Pos
     assert "video" in found.left["video"]
     assert "condition_image" in found.left["image"]
     assert "no action" in found.left["still"]
+    assert "no action" in found.left["lake"]
     task = found.tasks["waves"]
     assert (task.num_frames, task.fps, task.width, task.height) == (5, 8.0, 128, 128)
     assert found.tasks["jumps"].seed == 3

@@ -117,6 +117,23 @@ def test_a_way_in_is_used_and_a_wrong_one_is_noticed(
     np.testing.assert_array_equal(got, list(read_video(even))[80])
 
 
+@pytest.mark.parametrize("start_s", [0.4, 1.0, 2.6])
+def test_what_a_trimmed_file_hides_is_not_counted(
+    even: Path, tmp_path: Path, start_s: float
+) -> None:
+    """Cut without encoding, packets from the key frame before the cut stay in the file, unseen."""
+    path = tmp_path / "trimmed.mp4"
+    copy = ("-ss", str(start_s), "-i", str(even), "-c", "copy", str(path))
+    run_ffmpeg(copy, what="trimming")
+    all_TYXC = np.stack(list(read_video(path)))
+    times = time_frames(path)
+    assert times.num_frames == scan_video(path).num_frames == len(all_TYXC)
+    numbers = [0, 30, len(all_TYXC) - 2, len(all_TYXC) - 1]
+    got_TYXC = np.stack(list(read_frames(path, times, numbers)))
+    np.testing.assert_array_equal(got_TYXC, all_TYXC[numbers])
+    assert time_frames(path, may_be_cut=True).num_frames == len(all_TYXC)
+
+
 def _cut(source: Path, target: Path) -> Path:
     whole = _convert(
         source, target.with_suffix(".whole.mp4"), "-c", "copy", "-movflags", "faststart"

@@ -266,6 +266,15 @@ def test_a_scan_measures_what_a_full_decode_measures(tmp_path: Path) -> None:
     assert scan_video(path) == probe_video(path)
 
 
+def test_a_scan_tells_the_size_that_is_shown(tmp_path: Path) -> None:
+    write_segment(tmp_path / "a.mp4", moving_frames(3), fps=8)
+    turned = ("-display_rotation", "90", "-i", str(tmp_path / "a.mp4"), "-c", "copy")
+    run_ffmpeg((*turned, str(tmp_path / "turned.mp4")), what="turning")
+    info = scan_video(tmp_path / "turned.mp4")
+    assert (info.width, info.height) == (48, 64)
+    assert next(read_video(tmp_path / "turned.mp4")).shape == (64, 48, 3)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.8])
 def test_a_scan_finds_files_that_are_cut_short(tmp_path: Path, share: float) -> None:
     """With the index in front too: then packets are missing, not the index."""

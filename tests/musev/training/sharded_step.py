@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from musev.errors import ConfigError
 from musev.training.checkpoints import CheckpointStore
 from musev.training.frozen import freeze_except
-from musev.training.loop import resume, run_steps
+from musev.training.loop import resume_together, run_steps
 from musev.training.runs import RunConfig, Worker, prepare_run
 from musev.training.sharding import is_sharded, shard
 from musev.training.stages import VaeStage
@@ -66,7 +66,7 @@ def main(folder: Path) -> None:
         assert all(isinstance(p, DTensor) for p in prepared.module.parameters())
         dist.barrier()
         again = prepare_run(run, sharded)
-        assert resume(again.trainer, CheckpointStore(f"{run.out}/checkpoints"))
+        assert resume_together(again.trainer, CheckpointStore(f"{run.out}/checkpoints"))
         for (key, one), (_, two) in zip(
             prepared.module.named_parameters(), again.module.named_parameters(), strict=True
         ):

@@ -60,6 +60,28 @@ def test_a_damaged_newest_is_passed_over(store: CheckpointStore) -> None:
         store.load()
 
 
+def test_a_store_that_does_not_answer_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a run would go back to an older checkpoint, and the newest be overwritten."""
+    store = CheckpointStore(str(tmp_path))
+    store.save(1, _state(1.0))
+    store.save(2, _state(2.0))
+    read = store._files.cat_file
+
+    def cat_file(path: str) -> bytes:
+        if path.endswith("2.pt"):
+            raise TimeoutError("the store is busy")
+        return read(path)
+
+    monkeypatch.setattr(store._files, "cat_file", cat_file)
+    with pytest.raises(TimeoutError, match="busy"):
+        store.load()
+    monkeypatch.undo()
+    with pytest.raises(WeightsError, match=r"tried steps \[7\]"):
+        store.load(7)
+
+
 def test_other_files_lie_beside(store: CheckpointStore) -> None:
     store.put_bytes("../log/1.jsonl", b"{}")
     store.put_bytes("notes.txt", b"mine")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,12 @@ def test_the_same_position_gives_the_same_bits(
     assert all(torch.equal(first[name], again[name]) for name in first)
     other = _batches(store, tokenizer, seed=1).at(later)
     assert not torch.equal(first["latents_BCTHW"], other["latents_BCTHW"])
+
+
+def test_timesteps_are_those_of_the_diffusion(store: LatentStore, tokenizer: CLIPTokenizer) -> None:
+    batches = dataclasses.replace(_batches(store, tokenizer), num_timesteps=3)
+    drawn = {int(t) for step in range(20) for t in batches.at(Position(step=step))["timesteps_B"]}
+    assert drawn == {0, 1, 2}
 
 
 def test_workers_share_out_one_series(store: LatentStore, tokenizer: CLIPTokenizer) -> None:

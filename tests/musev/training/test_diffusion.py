@@ -215,3 +215,14 @@ def test_an_error_where_something_moves_counts_more() -> None:
     assert loss(2, 1.0) > 3 * loss(0, 1.0)
     batch["condition_index"] = torch.tensor([1])
     assert loss(2, 1.0) == pytest.approx(0, abs=1e-6), "a given frame does not count"
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "sample"])
+def test_min_snr_weights_with_zero_terminal_snr_are_refused(kind: str) -> None:
+    """The last timestep, where sampling starts, would weigh nothing."""
+    schedule = dataclasses.replace(MINI_SCHEDULE, prediction_type=kind)
+    last = torch.tensor(make_schedule(schedule).alphas_cumprod)[[-1]]
+    assert float(min_snr_weights(last, gamma=5.0, prediction_type=kind)) == 0
+    with pytest.raises(ConfigError, match="--set min_snr_gamma=none"):
+        DiffusionTraining(Networks(), DiffusionLossConfig(schedule=schedule, min_snr_gamma=5.0))
+    DiffusionTraining(Networks(), DiffusionLossConfig(schedule=schedule))

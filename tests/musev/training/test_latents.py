@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import fsspec
 import pytest
 import torch
 from diffusers import AutoencoderKL
 
 from musev.errors import ConfigError
 from musev.models.vae import encode_frames
-from musev.training.latents import ClipSource, LatentStore, encode_clip, epoch_order, mark_of
+from musev.training.latents import (
+    ClipSource,
+    LatentStore,
+    encode_clip,
+    epoch_order,
+    mark_of,
+    write_whole,
+)
 from musev.training.vae import make_vae
 
 SOURCE = ClipSource(seed=3, num_frames=2, size_px=32)
@@ -48,6 +56,42 @@ def test_files_are_written_once_and_read_back(
         rows = store.rows([index])
         assert all(torch.equal(rows[name][0], value.float()) for name, value in expected.items())
     assert store.load(1) == 2, "more files than asked for change nothing"
+
+
+def test_two_runs_may_encode_the_same_file_at_once(
+    vae: AutoencoderKL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second writes all of it while the first is about to rename its own."""
+    first, second = (LatentStore(str(tmp_path), SOURCE, clips_per_file=1) for _ in range(2))
+    move = first._files.mv
+
+    def late(source: str, target: str) -> None:
+        monkeypatch.undo()
+        assert second.encode(vae, 0)
+        move(source, target)
+
+    monkeypatch.setattr(first._files, "mv", late)
+    assert first.encode(vae, 0)
+    assert first.load(1) == 1
+    assert [path.name for path in tmp_path.iterdir()] == [Path(first.path(0)).name]
+
+
+def test_a_file_that_is_there_already_is_good_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some stores do not rename over a file; then the other's is kept."""
+    files, target = fsspec.filesystem("file"), tmp_path / "clips"
+
+    def refuse(source: str, target: str) -> None:
+        raise FileExistsError(target)
+
+    monkeypatch.setattr(files, "mv", refuse)
+    with pytest.raises(FileExistsError):
+        write_whole(files, str(target), b"mine")
+    target.write_bytes(b"theirs")
+    write_whole(files, str(target), b"mine")
+    assert target.read_bytes() == b"theirs"
+    assert len(list(tmp_path.glob("*.part"))) == 1, "of the write that failed alone"
 
 
 def test_a_missing_file_is_named(vae: AutoencoderKL, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -52,9 +53,18 @@ def test_nothing_to_train_is_an_error() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"learning_rate": 0.0}, {"max_grad_norm": -1.0}, {"ema_decay": 2.0}]
+    "wrong",
+    [
+        {"learning_rate": 0.0},
+        {"max_grad_norm": -1.0},
+        {"ema_decay": 2.0},
+        {"warmup_steps": -1},
+        {"weight_decay": -0.1},
+        {"betas": (0.9, 1.0)},
+        {"betas": (0.9,)},
+    ],
 )
-def test_impossible_settings_are_refused(wrong: dict[str, float]) -> None:
+def test_impossible_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         OptimizerConfig(**wrong)
 
@@ -116,3 +126,10 @@ def test_a_loss_that_is_no_number_stops_before_anything_changes() -> None:
     with pytest.raises(MusevError, match="lower learning rate"):
         update(module, [batch], optimizer, learning_rate=0.1, max_grad_norm=1.0)
     assert torch.equal(module.weight, before)
+
+
+def test_an_update_from_nothing_is_an_error() -> None:
+    module = nn.Linear(1, 1)
+    optimizer = make_optimizer(module, CONFIG)
+    with pytest.raises(MusevError, match="at least one batch"):
+        update(lambda batch: batch, [], optimizer, learning_rate=1.0, max_grad_norm=1.0)

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import torch
 
-from musev.config import WeightsConfig
+from musev.config import ScheduleConfig, WeightsConfig
 from musev.models.bundle import ModelBundle, load_bundle, save_bundle
 from musev.models.published import MOTION_MARKS
 from musev.training.loop import run_steps
 from musev.training.networks import build_networks, bundle_of, get_sizes, networks_of
 from musev.training.published import published_weights, save_published
 from musev.training.runs import export_to, prepare_run
-from musev.training.stages import MINI_SCHEDULE
+from musev.training.stages import MINI_SCHEDULE, SD15_SCHEDULE
 from musev.training.vae import make_vae
 from musev.training.vocabulary import make_word_tokenizer
 from tests.musev.training.small import changed, small_run, weights_of
@@ -29,12 +29,14 @@ PARTS = (
 )
 
 
-def _bundle(seed: int, parts: tuple[str, ...] = PARTS) -> ModelBundle:
+def _bundle(
+    seed: int, parts: tuple[str, ...] = PARTS, schedule: ScheduleConfig = MINI_SCHEDULE
+) -> ModelBundle:
     torch.manual_seed(seed)
     tokenizer = make_word_tokenizer(["a", "red", "coat"], max_length=32)
     networks = build_networks(get_sizes("narrow"), parts, vocab_size=len(tokenizer))
     vae = make_vae((8, 8, 8, 8))
-    return bundle_of(networks, vae=vae, tokenizer=tokenizer, schedule=MINI_SCHEDULE)
+    return bundle_of(networks, vae=vae, tokenizer=tokenizer, schedule=schedule)
 
 
 def _save(bundle: ModelBundle, folder: Path) -> None:
@@ -75,7 +77,7 @@ def test_parts_that_are_not_there_are_left_out(tmp_path: Path) -> None:
 def test_motion_trained_over_one_base_runs_over_another(tmp_path: Path) -> None:
     """Two real steps over base A; laid over base B: A's motion, B's pictures, nothing else."""
     for name, seed in (("a", 1), ("b", 2)):
-        _save(_bundle(seed, ("unet", "text_encoder")), tmp_path / name)
+        _save(_bundle(seed, ("unet", "text_encoder"), SD15_SCHEDULE), tmp_path / name)
     base_a, base_b = (tmp_path / name / "t2i" / "base" for name in "ab")
     run = small_run("motion", tmp_path, str(base_a), corruption__no_condition_frame="0")
     prepared = prepare_run(run)
@@ -105,7 +107,7 @@ def test_motion_trained_over_one_base_runs_over_another(tmp_path: Path) -> None:
 
 
 def test_an_export_is_a_bundle_with_all_that_its_start_had(tmp_path: Path) -> None:
-    bundle = _bundle(0)
+    bundle = _bundle(0, schedule=SD15_SCHEDULE)
     save_bundle(bundle, tmp_path / "start")
     run = small_run("text-to-image", tmp_path, str(tmp_path / "start"))
     prepared = prepare_run(run)

@@ -5,22 +5,28 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
-from musev.config import WeightsConfig
+from musev.config import ScheduleConfig, WeightsConfig
 from musev.errors import ConfigError
-from musev.models.bundle import load_bundle
+from musev.models.bundle import load_bundle, save_bundle
 from musev.models.text_to_pose import load_text_to_pose
 from musev.settings import replace_settings
 from musev.training.checkpoints import CheckpointStore
 from musev.training.loop import resume, run_steps
-from musev.training.runs import RunConfig, Worker, export_to, prepare_run
-from musev.training.stages import get_stage
+from musev.training.networks import build_networks, bundle_of, get_sizes
+from musev.training.run_config import RunConfig, Worker
+from musev.training.runs import VISION_PARTS, export_to, prepare_run
+from musev.training.stages import MINI_SCHEDULE, SD15_SCHEDULE, get_stage
 from musev.training.starts import load_vae
+from musev.training.vae import make_vae
+from musev.training.vocabulary import make_word_tokenizer
 from tests.musev.training.small import save_small_vae, small_run
 
 SMALL_VAE = {
@@ -229,6 +235,13 @@ def test_text_to_pose_learns_goes_on_and_starts_from_its_export(tmp_path: Path) 
         assert torch.equal(again.module.net.get_parameter(name), parameter), name
 
 
+def test_windows_too_short_for_their_judge_are_refused_at_the_start(tmp_path: Path) -> None:
+    run = _pose_run(tmp_path)
+    short = replace_settings(run.stage, {"num_frames": "11"})
+    with pytest.raises(ConfigError, match=r"num_frames is 11.*--set num_frames=12 or more"):
+        prepare_run(dataclasses.replace(run, stage=short))
+
+
 def test_another_batch_seed_sees_the_same_clips_in_other_noise(
     vae_folder: Path, tmp_path: Path
 ) -> None:
@@ -271,14 +284,60 @@ def test_stages_that_need_a_start_say_so(name: str, tmp_path: Path) -> None:
         prepare_run(RunConfig(stage=get_stage(name), out=str(tmp_path)))
 
 
-@pytest.mark.parametrize("name", ["mini-vae", "text-to-pose"])
-def test_one_network_has_no_parts_to_renew(name: str, tmp_path: Path) -> None:
-    run = RunConfig(stage=get_stage(name), out=str(tmp_path), renew=("vae",))
-    with pytest.raises(ConfigError, match="leave run"):
-        prepare_run(run)
+def _save_bundle(folder: Path, schedule: ScheduleConfig) -> str:
+    torch.manual_seed(0)
+    tokenizer = make_word_tokenizer(["a", "red"], max_length=32)
+    networks = build_networks(
+        get_sizes("narrow"), (*VISION_PARTS, "referencenet"), vocab_size=len(tokenizer)
+    )
+    vae = make_vae((8, 8, 8, 8))
+    bundle = bundle_of(networks, vae=vae, tokenizer=tokenizer, schedule=schedule)
+    save_bundle(bundle, folder / "start")
+    return str(folder / "start")
 
 
-@pytest.mark.parametrize("wrong", [{"size": "xl"}, {"num_clips": 0}, {"num_samples": -1}])
-def test_impossible_runs_are_refused(wrong: dict, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError):
-        RunConfig(stage=get_stage("motion"), out=str(tmp_path), **wrong)
+def test_another_diffusion_than_the_starts_is_learnt_only_on_purpose(tmp_path: Path) -> None:
+    """Stage lora is of epsilon, the start of v: unnoticed, its factors would learn nonsense."""
+    start = _save_bundle(tmp_path, MINI_SCHEDULE)
+    with pytest.raises(ConfigError, match="prediction_type v_prediction and not epsilon"):
+        prepare_run(small_run("lora", tmp_path, start))
+    fitting = {
+        "schedule__prediction_type": "v_prediction",
+        "schedule__rescale_betas_zero_snr": "true",
+        "min_snr_gamma": "none",
+    }
+    prepare_run(small_run("lora", tmp_path, start, **fitting))
+    prepare_run(small_run("mini-motion", tmp_path, start))
+    changed = dataclasses.replace(small_run("lora", tmp_path, start), new_schedule=True)
+    bundle = prepare_run(changed).bundle
+    assert bundle is not None
+    assert bundle.schedule == SD15_SCHEDULE
+
+
+def test_an_image_encoder_leaves_the_starts_schedule_as_it_is(tmp_path: Path) -> None:
+    start = _save_bundle(tmp_path, SD15_SCHEDULE)
+    stage = replace_settings(get_stage("mini-vision"), {"num_images": "2", "size_px": "32"})
+    run = RunConfig(stage=stage, out=str(tmp_path / "vision"), init=start, size="narrow")
+    export_to(prepare_run(run), str(tmp_path / "export"))
+    found = load_bundle(WeightsConfig(bundle=str(tmp_path / "export" / "bundle")))
+    assert found.schedule == SD15_SCHEDULE
+
+
+def test_all_networks_of_the_samples_are_on_the_workers_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those that the stage hands on. No GPU here: moves are noted, not made."""
+    start, device = _save_bundle(tmp_path, SD15_SCHEDULE), torch.device("meta")
+    moved: set[nn.Module] = set()
+
+    def to(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        if device in (*args, *kwargs.values()):
+            moved.update(module.modules())
+        return module
+
+    run = small_run("text-to-image", tmp_path, start)
+    monkeypatch.setattr(nn.Module, "to", to)
+    bundle = prepare_run(run, Worker(device=device)).bundle
+    assert bundle is not None
+    assert {name for name, net in bundle.networks.items() if net not in moved} == set()
+    assert "referencenet" in bundle.networks

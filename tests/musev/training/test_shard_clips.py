@@ -118,6 +118,27 @@ def test_other_latents_are_encoded_once_and_kept(
     assert torch.equal(again["latents_CTHW"], rows["latents_CTHW"][1:])
 
 
+def test_two_runs_may_encode_the_same_clip_at_once(
+    vae: AutoencoderKL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On two machines even their process numbers may be equal: no name is written twice."""
+    uri, names = dataset_uri(tmp_path / "d"), []
+    first, second = (opened(uri, vae, tmp_path / "cache") for _ in range(2))
+    write = first._cache.pipe_file
+
+    def pipe_file(path: str, data: bytes) -> None:
+        names.append(path)
+        write(path, data)
+        if len(names) == 1:  # the second comes before the first has renamed its own
+            second.rows([1])
+
+    monkeypatch.setattr(first._cache, "pipe_file", pipe_file)
+    rows = first.rows([1])
+    assert len(set(names)) == 2
+    assert torch.equal(second.rows([1])["latents_CTHW"], rows["latents_CTHW"])
+    assert not list((tmp_path / "cache").rglob("*.part"))
+
+
 def test_another_encoder_never_reads_kept_latents(vae: AutoencoderKL, tmp_path: Path) -> None:
     uri = dataset_uri(tmp_path / "d")
     first = opened(uri, vae, tmp_path / "cache").rows([0])

@@ -13,6 +13,7 @@ import torch
 
 from benchmarks.training_step import PUBLISHED, build_stage, make_batch
 from musev.errors import ConfigError
+from musev.settings import replace_settings
 from musev.training.runs import prepare_run
 from musev.training.stages import STAGES, DiffusionStage, VaeStage, get_stage
 from tests.musev.training.small import changed, save_small_vae, small_run, weights_of
@@ -127,3 +128,36 @@ def test_the_decoder_stage_leaves_the_encoder_alone() -> None:
 def test_unknown_stages_are_listed() -> None:
     with pytest.raises(ConfigError, match="mini-vae-decoder"):
         get_stage("mini")
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "remedy"),
+    [
+        ("motion", "accumulate", "0", "--set accumulate=1"),
+        ("lora", "lora_rank", "0", "--set lora_rank=1"),
+        ("motion", "person", "-1", "--set person=0"),
+        ("motion", "min_snr_gamma", "0", "none for equal weights"),
+        ("motion", "batch.num_clips", "0", "--set batch.num_clips=1"),
+        ("motion", "batch.num_frames", "0", "--set batch.num_frames=1"),
+        ("mini-motion", "batch.image_every", "0", "--set batch.image_every=1"),
+        ("mini-motion", "batch.images_then", "0", "--set batch.images_then=1"),
+        ("mini-vae", "accumulate", "-2", "--set accumulate=1"),
+        ("mini-vae", "whole_every", "0", "--set whole_every=1"),
+        ("mini-vae", "num_crops", "0", "--set num_crops=1"),
+        ("mini-vae", "num_whole", "0", "--set num_whole=1"),
+        ("mini-vae", "crop_px", "0", "--set crop_px=1"),
+        ("mini-vae", "widths", "16;0", "--set 'widths=16;32;64'"),
+        ("mini-vision", "num_images", "0", "--set num_images=1"),
+        ("text-to-pose", "batch_clips", "0", "--set batch_clips=1"),
+        ("text-to-pose", "accumulate", "0", "--set accumulate=1"),
+        ("text-to-pose", "fps", "0", "--set fps=8"),
+    ],
+)
+def test_numbers_that_train_nothing_are_refused(
+    name: str, key: str, value: str, remedy: str
+) -> None:
+    field = key.rpartition(".")[2]
+    with pytest.raises(ConfigError, match=f"^{field} must") as caught:
+        replace_settings(get_stage(name), {key: value})
+    assert value.split(";")[-1] in str(caught.value)
+    assert remedy in str(caught.value)

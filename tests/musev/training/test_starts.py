@@ -14,8 +14,14 @@ from musev.errors import ConfigError, WeightsError
 from musev.models.bundle import load_bundle, save_bundle
 from musev.training.networks import build_networks, bundle_of, get_sizes, networks_of
 from musev.training.published import save_published
-from musev.training.stages import MINI_SCHEDULE
-from musev.training.starts import copy_shared, load_vae, local_folder, read_start
+from musev.training.stages import MINI_SCHEDULE, SD15_SCHEDULE
+from musev.training.starts import (
+    copy_shared,
+    load_vae,
+    local_folder,
+    read_start,
+    refuse_other_schedule,
+)
 from musev.training.vae import make_vae
 from musev.training.vocabulary import make_word_tokenizer
 from tests.musev.training.small import save_small_vae
@@ -104,6 +110,40 @@ def test_a_base_model_gives_the_picture_layers(bundle_folder: Path) -> None:
     for name, value in start.networks["text_encoder"].state_dict().items():
         assert torch.equal(value, saved.text_encoder.state_dict()[name])
     assert len(start.tokenizer) == len(saved.tokenizer)
+
+
+def test_a_start_says_which_diffusion_its_unet_learnt(bundle_folder: Path, tmp_path: Path) -> None:
+    bundle, base = (str(bundle_folder / place) for place in ("bundle", "published/t2i/base"))
+    assert read_start(bundle, NARROW, BASE).schedule == MINI_SCHEDULE
+    found = read_start(base, NARROW, BASE).schedule
+    assert found is not None
+    assert (found.prediction_type, found.beta_schedule) == ("v_prediction", "scaled_linear")
+    assert read_start(bundle, NARROW, BASE, renew=("unet",)).schedule is None
+    assert read_start(save_small_vae(tmp_path), NARROW, BASE).schedule is None
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"prediction_type": "sample"}, "--set schedule.prediction_type=v_prediction"),
+        ({"rescale_betas_zero_snr": False}, "--set schedule.rescale_betas_zero_snr=True"),
+        ({"beta_end": 0.02}, "beta_end 0.012 and not 0.02.*--set schedule.beta_end=0.012"),
+        ({"beta_schedule": "linear"}, "--set schedule.beta_schedule=scaled_linear"),
+        ({"num_train_timesteps": 500}, "--set schedule.num_train_timesteps=1000"),
+        ({"prediction_type": "sample", "timestep_spacing": "leading"}, "timestep_spacing=trailing"),
+    ],
+)
+def test_another_diffusion_is_refused(change: dict, words: str, bundle_folder: Path) -> None:
+    start = read_start(str(bundle_folder / "bundle"), NARROW, BASE)
+    with pytest.raises(ConfigError, match=f"{words}.*--set run.new_schedule=true"):
+        refuse_other_schedule(start, dataclasses.replace(MINI_SCHEDULE, **change))
+
+
+def test_other_steps_of_sampling_are_no_other_diffusion(bundle_folder: Path) -> None:
+    start = read_start(str(bundle_folder / "bundle"), NARROW, BASE)
+    changes = {"timestep_spacing": "leading", "steps_offset": 0, "clip_sample": True}
+    refuse_other_schedule(start, dataclasses.replace(MINI_SCHEDULE, **changes))
+    refuse_other_schedule(dataclasses.replace(start, schedule=None), SD15_SCHEDULE)
 
 
 def test_a_base_model_of_another_size_is_refused(bundle_folder: Path) -> None:
