@@ -6,6 +6,7 @@ one thread a row. What is computed is computed by the pool's workers.
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import Any
 
@@ -13,6 +14,7 @@ from pipelines.clip_worker import WorkerSetup
 from pipelines.conductor import PoolLostError
 from pipelines.outcomes import Row
 from pipelines.pool import Lease, Wish
+from pipelines.progress import keep_telling
 from pipelines.rows import request_from_json
 from pipelines.stages.conduct import ConductClip
 
@@ -55,24 +57,29 @@ class DriveClips:
     def __call__(self, row: Row) -> Row:
         """Bring one row to its end; called from several threads."""
         if request_from_json(row["request"]).spreads:
-            return self._commit(self._conduct(row))
+            return self._commit_long(self._conduct(row))
         return self._render(row)
+
+    def _commit_long(self, row: Row) -> Row:
+        """Commit a conducted row: a long film is hashed and uploaded for minutes."""
+        with keep_telling(functools.partial(self._tell, row["sample_id"], "commit", 0, 1)):
+            return self._commit(row)
 
     def _render(self, row: Row) -> Row:
         """Give a short row to a worker, and to another one if that dies; storage counts."""
         import ray
-        from ray.exceptions import RayActorError, RayTaskError
+        from ray.exceptions import RayError, RayTaskError
 
         while True:
             wish = Wish(order=(row["order"], 0), owner=row["sample_id"], queues=True)
             lease = self._lease(wish)
             try:
                 return ray.get(lease.worker.clip.remote(row))
-            except RayActorError as error:
-                logger.warning("the worker of row %s was lost: %s", row["sample_id"], error)
-                self._broker.lost.remote(lease)
             except RayTaskError as error:
                 raise (error.cause or error) from error
+            except RayError as error:  # died, or was ended because memory ran out
+                logger.warning("the worker of row %s was lost: %s", row["sample_id"], error)
+                self._broker.lost.remote(lease)
             finally:
                 self._broker.hand_back.remote(lease)
 

@@ -208,7 +208,8 @@ class MediaCache:
         except Exception as error:  # every storage library raises its own
             raise MediaError(
                 f"{uri} could not be fetched: {type(error).__name__}: {error}. If storage was out "
-                "of reach for a while, run the same command again."
+                "of reach for a while, run the same command again; if that leaves the row alone, "
+                "its failure is on record: add --retry-failed."
             ) from error
 
     def _store(self, digest: str, content: bytes) -> None:

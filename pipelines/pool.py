@@ -349,9 +349,11 @@ class Broker:
         except asyncio.TimeoutError:
             logger.warning("worker %d does not come to an end: it is replaced", lease.name)
             await self.end(lease)
-        except ray.exceptions.RayActorError:
+        except ray.exceptions.RayTaskError as error:  # whatever it was, nobody waits for it
+            logger.info("an abandoned task ended with %r", error)
+        except ray.exceptions.RayError:  # died, or was ended because memory ran out
             await self.lost(lease)
-        except Exception as error:  # noqa: BLE001 - whatever it was, nobody waits for it
+        except Exception as error:  # noqa: BLE001 - as above
             logger.info("an abandoned task ended with %r", error)
         await self.hand_back(lease)
 

@@ -10,7 +10,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -156,6 +156,33 @@ class Pulse:
                 os._exit(71)
 
 
+@contextmanager
+def keep_telling(
+    tell: Callable[[], None], *, period_s: float = PULSE_S, hang_s: float = HANG_S
+) -> Iterator[None]:
+    """Tell again and again that a row is in work, for work that says nothing by itself.
+
+    Args:
+        tell: Called from a thread that ends with the ``with`` block.
+        period_s: Seconds between two calls.
+        hang_s: Silent after so long: work that hangs must look like a standstill.
+    """
+    ended = threading.Event()
+    silent_from = time.monotonic() + hang_s
+
+    def beat() -> None:
+        while not ended.wait(period_s) and time.monotonic() < silent_from:
+            tell()
+
+    thread = threading.Thread(target=beat, name="keep-telling", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 def clip_share(stage: str, done: int, total: int) -> float:
     """Share of a clip's work that is finished, 0 to 1, judged by its stage."""
     part = done / total if total else 0.0
@@ -163,7 +190,8 @@ def clip_share(stage: str, done: int, total: int) -> float:
         return part * (1 - _DECODE_SHARE)
     if stage == "decode":
         return (1 - _DECODE_SHARE) + part * _DECODE_SHARE
-    return 0.0
+    # All frames are there already: what is told of these says only that they go on.
+    return 1.0 if stage in ("join", "commit") else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

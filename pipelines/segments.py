@@ -84,8 +84,8 @@ class Segments:
         return self._waiting.pop(0) if self._waiting else None
 
     def give_back(self, number: int) -> None:
-        """Make a segment wait again whose worker was lost or is late."""
-        if number not in self._stored:
+        """Make a segment wait again whose worker was lost or is late, or one after the other."""
+        if number not in self._stored and number not in self._waiting:
             self._waiting.insert(0, number)
 
     def store(self, number: int) -> bool:

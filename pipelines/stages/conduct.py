@@ -16,6 +16,7 @@ from pipelines.checkpoints import ClipStore
 from pipelines.conductor import Conductor, ConductorConfig, PoolLostError
 from pipelines.ledger import Ledger
 from pipelines.outcomes import Row
+from pipelines.progress import keep_telling
 from pipelines.rows import request_from_json
 from pipelines.scratch import scratch_folder
 
@@ -93,7 +94,9 @@ class ConductClip:
         row["conditions"] = conductor.counts.conditions  # filled on the way, whatever comes after
         num_segments = conductor.run()
         started = time.monotonic()
-        measured = self._join(store, num_segments, target)
+        tell = functools.partial(self._tell, row["sample_id"], "join")
+        with keep_telling(functools.partial(tell, 0, num_segments)):
+            measured = self._join(store, num_segments, target, tell)
         counts = conductor.counts
         seconds = {kind: round(spent, 3) for kind, spent in counts.busy_s.items()}
         return {
@@ -106,12 +109,15 @@ class ConductClip:
             },
         }
 
-    def _join(self, store: ClipStore, count: int, target: Path) -> VideoInfo:
+    def _join(
+        self, store: ClipStore, count: int, target: Path, tell: Callable[[int, int], None]
+    ) -> VideoInfo:
         """Fetch the segments and join them by packet copy: frames are never in memory here."""
         paths = [target.with_suffix(f".{number:06d}.mp4") for number in range(count)]
         try:
             for number, path in enumerate(paths):
                 store.fetch_segment(number, path)
+                tell(number + 1, count)
             join_segments(paths, target)
         finally:
             for path in paths:

@@ -93,7 +93,8 @@ def test_unreadable_places_name_the_place_and_the_remedy(
         cache.fetch(str(tmp_path / "missing.png"))
     with pytest.raises(MediaError, match="is a folder"):
         cache.fetch(str(tmp_path))
-    with pytest.raises(MediaError, match="could not be fetched"):
+    both = r"could not be fetched.*run the same command again.*leaves the row.*--retry-failed"
+    with pytest.raises(MediaError, match=both):
         cache.fetch("nosuchprotocol://bucket/face.png")
     monkeypatch.setattr(media_cache, "MAX_FILE_BYTES", 10)
     with pytest.raises(MediaError, match="smaller file"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -240,6 +241,50 @@ def test_an_abandoned_task_that_does_not_end_costs_its_worker() -> None:
     again = lease(broker)
     assert again.life > held.life
     assert view(broker).num_lost == 1
+
+
+class LocalBroker(pool.Broker):
+    """A broker in this process, whose workers are up at once and do nothing."""
+
+    async def _bring_up(self, worker: Any, life: int) -> None:
+        worker.handle, worker.up = object(), True
+        self._match()
+
+
+def _memory_ran_out() -> Exception:
+    from ray.exceptions import OutOfMemoryError
+
+    return OutOfMemoryError("the memory monitor has ended the worker")
+
+
+def _task_failed() -> Exception:
+    from ray.exceptions import RayTaskError
+
+    return RayTaskError("decode", "the traceback", OSError("no room"), ip="127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("make_error", "is_lost"), [(_memory_ran_out, True), (_task_failed, False)]
+)
+def test_an_abandoned_task_tells_a_dead_worker_from_one_that_answers_with_an_error(
+    make_error: Callable[[], Exception], is_lost: bool
+) -> None:
+    async def answer() -> None:
+        raise make_error()
+
+    async def lives() -> tuple[int, int]:
+        broker = LocalBroker(PoolPlan(least=1, most=1), lambda _: None)
+        await broker.start()
+        wish = Wish(order=(0, 0))
+        held = await broker.lease(wish)
+        assert held is not None
+        await broker.hand_back_after(held, [answer()], 60.0)
+        again = await asyncio.wait_for(broker.lease(wish), 20)
+        assert again is not None
+        return held.life, again.life
+
+    first, then = asyncio.run(lives())
+    assert (then > first) == is_lost
 
 
 def test_a_forgotten_lease_is_found() -> None:

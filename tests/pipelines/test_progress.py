@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -16,6 +17,7 @@ from pipelines.progress import (
     Pulse,
     clip_share,
     describe_seconds,
+    keep_telling,
 )
 
 
@@ -108,6 +110,39 @@ def test_share_grows_from_nothing_to_all() -> None:
     assert shares == sorted(shares)
     assert shares[0] == 0
     assert shares[-1] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("stage", ["join", "commit"])
+def test_a_clip_that_is_joined_or_committed_does_not_fall_back(stage: str) -> None:
+    assert clip_share(stage, 0, 6) >= clip_share("decode", 6, 6)
+
+
+@pytest.mark.parametrize("error", [None, ValueError("no such thing")])
+def test_silent_work_is_told_until_its_end_be_it_an_error(error: Exception | None) -> None:
+    twice, told = threading.Event(), []
+
+    def tell() -> None:
+        told.append(threading.current_thread())
+        if len(told) == 2:
+            twice.set()
+
+    raised = None
+    try:
+        with keep_telling(tell, period_s=0.01):
+            assert twice.wait(20)
+            if error:
+                raise error
+    except ValueError as caught:
+        raised = caught
+    assert raised is error
+    assert not told[0].is_alive()
+
+
+def test_work_that_hangs_is_told_no_longer() -> None:
+    told: list[float] = []
+    with keep_telling(lambda: told.append(time.monotonic()), period_s=0.01, hang_s=0.0):
+        time.sleep(0.1)
+    assert not told
 
 
 def test_time_left_is_frames_left_over_frames_a_second() -> None:

@@ -30,3 +30,15 @@ def test_segments_know_what_is_missing() -> None:
     assert [segments.store(0), segments.store(2), segments.finished] == [True, True, True]
     only_given = Segments(2, 1, facts)
     assert only_given.take_next() == 0, "a segment of given frames alone needs no window"
+
+
+def test_a_segment_that_is_late_and_then_lost_waits_once() -> None:
+    clip = long_request(num_frames=17)
+    _, facts = ColourEngine(PROFILE).condition(clip, {"condition_image": np.ones((2, 2, 3))})
+    segments = Segments(17, 8, facts)
+    segments.start(open_front(clip, facts))
+    segments.complete(range(16))
+    assert segments.take_next() == 0
+    segments.give_back(0)  # late
+    segments.give_back(0)  # and then its worker was lost
+    assert [segments.take_next() for _ in range(4)] == [0, 1, 2, None]
