@@ -1,7 +1,7 @@
 """Videos as what other programs want: animations, and folders of pictures.
 
-Frames are decoded one after the other and pictures written at once. An animation is held as a whole,
-three bytes a pixel, because Pillow gathers its frames before it encodes: it is meant for short ones.
+Frames are decoded one after the other and pictures written at once. An animation is held as a
+whole, three bytes a pixel, because Pillow gathers its frames before it encodes: for short ones.
 """
 
 from __future__ import annotations

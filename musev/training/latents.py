@@ -104,6 +104,9 @@ def write_whole(files: AbstractFileSystem, path: str, data: bytes) -> None:
         files: Where.
         path: Seen whole or not at all.
         data: All of it.
+
+    Raises:
+        OSError: If the place cannot be written, and nobody else has written the file.
     """
     partial = f"{path}.{uuid.uuid4().hex}.part"
     files.pipe_file(partial, data)
