@@ -76,7 +76,11 @@ def test_ctrl_c_ends_the_command_and_the_one_that_started_it(tmp_path: Path) -> 
     runs = "import sys, pathlib; from jobs._console import run_command; "
     runs += f"sys.exit(run_command([sys.executable, '-c', {sleeps!r}], pathlib.Path.cwd()))"
     process = subprocess.Popen(
-        [sys.executable, "-c", runs], start_new_session=True, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", runs],
+        start_new_session=True,
+        stderr=subprocess.DEVNULL,
+        # Tests that are run in the background ignore Ctrl-C, and what they start inherits that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not begun.exists():
         assert process.poll() is None
