@@ -33,6 +33,8 @@ CLIP_COLUMNS: dict[str, Column] = {
 }
 NEEDED = ("clip_id", "video", "caption")
 CHECK_STAGE = "table"
+SHARD_STAGE = "make_shard"
+"""Names of the stages that a row can fail in."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ from musev.training.shard_files import (
     MEMBERS,
     describe_tar,
 )
-from pipelines.clip_table import ClipFailure, ClipRow
+from pipelines.clip_table import SHARD_STAGE, ClipFailure, ClipRow
 from pipelines.dataset_plan import DRAWN_LICENCE, UNKNOWN_LICENCE, DatasetConfig, Shard, Source
 from pipelines.ledger import Ledger, Record
 
@@ -162,7 +162,7 @@ def _left_out(row: ClipRow) -> ClipFailure:
         column="",
         value="",
         error_class=StorageError.__name__,
-        stage="make_shard",
+        stage=SHARD_STAGE,
         message=(
             "the attempt that wrote this shard left the clip out and ended before it said why. "
             "Run again with --retry-failed."

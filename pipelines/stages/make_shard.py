@@ -18,6 +18,7 @@ from musev.training.shard_files import (
     write_tar,
 )
 from pipelines.clip_sources import drawn_clip, real_clip
+from pipelines.clip_table import SHARD_STAGE as STAGE
 from pipelines.clip_table import ClipFailure, ClipRow
 from pipelines.dataset_card import describe_shard
 from pipelines.dataset_plan import DatasetConfig, Shard, shard_from_json
@@ -29,7 +30,6 @@ from pipelines.resources import MAX_ATTEMPTS
 from pipelines.scratch import scratch_folder
 from pipelines.storage import digest_stream
 
-STAGE = "make_shard"
 MAX_DEADLY_ROWS = 5
 """A shard with more rows that kill their worker is given up: then it is not the rows' fault."""
 _IN_HAND = "in-hand.json"
